@@ -1,0 +1,191 @@
+"""Every option of a run, its default, its unit and its range: the one place for each default.
+
+Sections are frozen and refuse unknown keys. No torch and no ray here: a laptop can check a config.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Base of every config section: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Section):
+    """The causal video model that is aligned, and how it is sampled."""
+
+    base_model: str = "tiny_sprites"
+    """Name of the base model; names the run's folder."""
+    path: str = "builtin:sprites"
+    """Model directory (transformer/, vae/, text_encoder/, tokenizer/) or `builtin:sprites`."""
+    num_latent_frames: int = Field(default=9, gt=0)
+    """Latent frames of one video; T latent frames are 4 (T - 1) + 1 frames."""
+    height: int = Field(default=48, gt=0)
+    """Pixels; a multiple of 16 (8 from the VAE, 2 from the patches)."""
+    width: int = Field(default=48, gt=0)
+    fps: int = Field(default=8, gt=0)
+    chunk_frames: int = Field(default=3, gt=0)
+    """Latent frames generated together."""
+    window_frames: int | None = Field(default=7, gt=0)
+    """Latent frames that attention can see, sink and current chunk included; None: all."""
+    sink_frames: int = Field(default=1, ge=0)
+    """First latent frames that are never evicted from the KV cache."""
+    denoising_steps: tuple[int, ...] = (1000, 750, 500, 250)
+    """Few-step schedule before the shift warps it."""
+    timestep_shift: float = Field(default=5.0, gt=0)
+    context_timestep: float = Field(default=0.0, ge=0, lt=1000)
+    """Timestep of the clean pass that fills the KV cache."""
+    rope: Literal["absolute", "relative"] = "absolute"
+    """Temporal positions: absolute frame index, or slot in the window."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen base; LoRA, optimizer and EMA are always float32."""
+
+
+class LoraConfig(Section):
+    """Adapters on every linear layer of the transformer blocks."""
+
+    rank: int = Field(default=16, gt=0)
+    alpha: int = Field(default=16, gt=0)
+
+
+class DataConfig(Section):
+    """Prompts for training and the held-out ones for evaluation."""
+
+    train_prompts: str = "builtin:sprites/train"
+    """A text file with one prompt a line, or `builtin:sprites/train`."""
+    heldout_prompts: str = "builtin:sprites/heldout"
+
+
+class RolloutConfig(Section):
+    """What one step samples, and by whom."""
+
+    num_groups: int = Field(default=8, gt=0)
+    """Groups (distinct prompts) per train step."""
+    group_size: int = Field(default=8, ge=2)
+    """Rollouts per group."""
+    batch_size: int = Field(default=8, gt=0)
+    """Rollouts that one actor makes in one call; divides group_size."""
+    min_actors: int = Field(default=1, gt=0)
+    max_actors: int = Field(default=1, gt=0)
+    max_policy_age: int = Field(default=0, ge=0, le=16)
+    """Largest difference in steps between the policy that trains and the one that sampled."""
+    num_cpus: float = Field(default=1, ge=0)
+    num_gpus: float = Field(default=0, ge=0)
+    """Resources of one rollout actor."""
+    request_timeout_s: float = Field(default=600, gt=0)
+    max_attempts: int = Field(default=5, gt=0)
+    """Tries of one request before the run stops."""
+
+
+class RewardConfig(Section):
+    """One reward: a scorer's key, its weight and its server."""
+
+    key: str
+    weight: float = 1.0
+    min_replicas: int = Field(default=1, gt=0)
+    max_replicas: int = Field(default=1, gt=0)
+    num_cpus: float = Field(default=0.25, ge=0)
+    num_gpus: float = Field(default=0, ge=0)
+    max_batch_size: int = Field(default=16, gt=0)
+    """Videos that one forward scores together."""
+    request_timeout_s: float = Field(default=300, gt=0)
+    max_attempts: int = Field(default=4, gt=0)
+
+
+class AlgorithmConfig(Section):
+    """DiffusionNFT on distilled autoregressive video models."""
+
+    nft_beta: float = Field(default=1.0, gt=0, le=1)
+    """Mixing weight of the positive and negative targets."""
+    kl_coef: float = Field(default=1e-4, ge=0)
+    """Weight of the squared distance to the reference policy (the base without adapters)."""
+    adv_clip_max: float = Field(default=5.0, gt=0)
+    advantage_std: Literal["global", "group"] = "global"
+    """Divide centred rewards by the std of the whole batch or of each group."""
+    timesteps_per_sample: int = Field(default=1, gt=0)
+    """Denoising timesteps that one sample trains on in one step, drawn without replacement."""
+    old_policy_decay: Literal["none", "linear", "delayed"] = "none"
+    """old <- d old + (1 - d) default; d = 0, min(0.001 step, 0.5) or the delayed ramp."""
+    ema_decay: float = Field(default=0.9, ge=0, lt=1)
+    clean_context: bool = True
+    """Training sees clean earlier frames, as sampling does; False: noisy ones."""
+
+
+class LearnerConfig(Section):
+    """Ranks, ZeRO and the optimizer."""
+
+    num_ranks: int = Field(default=1, gt=0)
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    micro_batch_size: int = Field(default=16, gt=0)
+    """Samples in one forward."""
+    lr: float = Field(default=1e-5, gt=0)
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    gradient_checkpointing: bool = False
+    num_cpus: float = Field(default=1, ge=0)
+    num_gpus: float = Field(default=0, ge=0)
+    """Resources of one learner rank."""
+    step_timeout_s: float = Field(default=1800, gt=0)
+
+
+class EvaluationConfig(Section):
+    """Held-out prompts, sampled with fixed seeds before, during and after training."""
+
+    num_prompts: int = Field(default=16, gt=0)
+    rollouts_per_prompt: int = Field(default=4, gt=0)
+    every_steps: int = Field(default=0, ge=0)
+    """Evaluate between first and last every so many steps; 0: only before and after."""
+    num_shown_videos: int = Field(default=8, ge=0)
+    """Before/after pairs written to eval_videos/ and the report."""
+
+
+class CheckpointConfig(Section):
+    every_steps: int = Field(default=30, gt=0)
+    keep_last: int = Field(default=3, gt=0)
+    resume: str = "never"
+    """`never`, `auto` (newest valid checkpoint of a run with this name) or a checkpoint folder."""
+
+
+class LoggingConfig(Section):
+    log_dir: str = "logs/nft"
+    wandb: Literal["disabled", "offline", "online"] = "offline"
+    wandb_project: str = "astrolabe-ray"
+
+
+class ClusterConfig(Section):
+    """The Ray cluster that the run joins."""
+
+    address: str = "auto"
+    """`auto`: join the cluster of RAY_ADDRESS or a running one, else start a local one; `local`: start one."""
+    namespace: str = "astrolabe"
+    placement_timeout_s: float = Field(default=120, gt=0)
+    stall_timeout_s: float = Field(default=900, gt=0)
+    """Stop when nothing moved for so long while work remained."""
+    keep_reward_servers: bool = True
+    """Leave the reward servers running for the next run."""
+
+
+class RunConfig(Section):
+    """Everything that defines a run."""
+
+    name: str
+    seed: int = Field(default=0, ge=0)
+    num_steps: int = Field(default=100, gt=0)
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    rewards: tuple[RewardConfig, ...]
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    cluster: ClusterConfig = ClusterConfig()

@@ -1,0 +1,107 @@
+"""What the controller knows of the three roles: protocols, fulfilled with Ray and without it.
+
+The controller only awaits these methods. It never touches a payload: blobs go from the role that
+made them to the role that needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from astrolabe_ray.types import (
+    Blob,
+    FrameSpec,
+    PublishedPolicy,
+    Rollout,
+    RolloutRequest,
+    Scores,
+    StepResult,
+    TrainBatch,
+    WeightAck,
+)
+
+
+class RolloutPool(Protocol):
+    """Elastic set of rollout actors behind one door."""
+
+    @property
+    def capacity(self) -> int:
+        """Requests that can run at the same time."""
+        ...
+
+    async def start(self) -> None: ...
+
+    async def generate(self, request: RolloutRequest) -> list[Rollout]:
+        """Run `request` on a free actor that holds the newest policy; retries what infra broke.
+
+        Raises InfraFailure when retries are used up and DataFailure for a bad input.
+        """
+        ...
+
+    async def set_policy(self, policy: PublishedPolicy) -> None:
+        """Make `policy` the newest; each actor takes it before its next request."""
+        ...
+
+    async def sync(self) -> list[WeightAck]:
+        """Bring every idle actor to the newest policy now and return what each one holds."""
+        ...
+
+    async def probe(self, seed: int) -> list[float]:
+        """Output of one actor's policy on a fixed input, to compare with the learner's."""
+        ...
+
+    async def stop(self) -> None: ...
+
+
+class RewardPool(Protocol):
+    """Client of the reward servers a run needs."""
+
+    @property
+    def views(self) -> tuple[FrameSpec, ...]:
+        """The distinct views that the scorers need; requests must ask for exactly these."""
+        ...
+
+    async def start(self) -> None: ...
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[Scores]:
+        """Score each rollout with every scorer; one finite float per key.
+
+        Raises InfraFailure when no server answers, DataFailure when a score is not a finite number.
+        """
+        ...
+
+    async def stop(self) -> None: ...
+
+
+class Learner(Protocol):
+    """Owner of the weights."""
+
+    async def start(self) -> None: ...
+
+    async def train(self, batch: TrainBatch) -> StepResult:
+        """One optimizer step on `batch`; afterwards the old policy has been mixed, too."""
+        ...
+
+    async def publish(self) -> PublishedPolicy:
+        """The behaviour policy as of now."""
+        ...
+
+    async def probe(self, seed: int) -> list[float]:
+        """Output of the published policy on a fixed input (see `weights.probe`)."""
+        ...
+
+    async def save(self, directory: Path) -> None:
+        """Write everything of the learner's that a later run needs into `directory`."""
+        ...
+
+    async def load(self, directory: Path) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class BlobStore(Protocol):
+    """Turns a blob into its array; the only way a role reads a payload."""
+
+    def get(self, blob: Blob) -> object: ...

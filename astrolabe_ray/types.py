@@ -1,0 +1,188 @@
+"""The messages that cross a process boundary: frozen, small, and the same with or without Ray.
+
+    RolloutRequest -> Rollout -> Scores -> RolloutGroup -> TrainBatch -> StepResult
+                                                     PublishedPolicy <-'
+
+A `Blob` stands for an array: on a cluster it is a Ray ObjectRef (the payload stays where it was
+made until its one consumer fetches it), in a single process it is the array itself.
+
+Legend of axes: F frames, T latent frames, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Blob = Any
+"""A numpy array, or a Ray ObjectRef of one."""
+
+
+@dataclass(frozen=True, order=True)
+class PolicyVersion:
+    """Optimizer steps that the weights have seen, within one life of the learner.
+
+    `incarnation` rises whenever the learner restarts from a checkpoint, so that work of lost steps
+    is recognised. Example: `PolicyVersion(step=12)`.
+    """
+
+    incarnation: int = 0
+    step: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.incarnation}.{self.step}"
+
+
+@dataclass(frozen=True)
+class FrameSpec:
+    """The frames a scorer wants to see. Rollout actors derive each distinct view once.
+
+    Example: `FrameSpec(num_frames=10, height=336, width=588)`; the default is every frame as it is.
+    """
+
+    num_frames: int | None = None  # evenly spaced, first and last included; None: all
+    height: int | None = None  # pixels; None: the video's own size
+    width: int | None = None
+    grayscale: bool = False  # three equal channels (ITU-R 601 luma)
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """Ask for some rollouts of one group: one prompt, one seed for each video.
+
+    Example: `RolloutRequest("train-3-1", "a small red circle ...", (17, 42), (0, 1))`.
+    """
+
+    group_id: str
+    prompt: str
+    seeds: tuple[int, ...]  # one generator seed per rollout
+    indices: tuple[int, ...]  # position of each rollout in its group
+    views: tuple[FrameSpec, ...] = ()  # distinct views to derive, in this order
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One video sampled from one prompt with one seed, and its record. Payloads are blobs."""
+
+    group_id: str
+    index: int
+    prompt: str
+    seed: int
+    policy_version: PolicyVersion  # made every chunk of this video
+    actor: str  # who made it, e.g. "rollout-0"
+    latents: Blob  # float32 or uint16 (bf16 bits) [T, C, H, W], normalised latents
+    views: tuple[Blob, ...]  # uint8 [F, 3, H, W] each, in the order of RolloutRequest.views
+    generate_s: float = 0.0  # this video's share of the batch's denoising time
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Raw scores of one rollout by reward key. Example: `Scores({"tiny_clip": 0.31})`."""
+
+    values: dict[str, float]
+    seconds: float = 0.0  # spent waiting for the reward servers
+
+
+@dataclass(frozen=True)
+class RolloutGroup:
+    """All rollouts of one prompt with their scores: the unit of completion."""
+
+    group_id: str
+    number: int  # dispatch number; step `number // num_groups` may train it first
+    prompt: str
+    rollouts: tuple[Rollout, ...]
+    scores: tuple[Scores, ...]
+
+    @property
+    def oldest_version(self) -> PolicyVersion:
+        return min(rollout.policy_version for rollout in self.rollouts)
+
+
+@dataclass(frozen=True)
+class TrainSample:
+    """One rollout as the learner needs it: clean latents, who made them, and how good they were."""
+
+    rollout_id: str  # f"{group_id}/{index}"; seeds the training noise
+    prompt: str
+    policy_version: PolicyVersion
+    latents: Blob  # [T, C, H, W]
+    advantage: float
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """What one optimizer step trains on: `ranks[r]` is a tuple of microbatches of rank r.
+
+    Every sample of a microbatch has the same policy version. Ranks may hold different numbers of
+    samples; the loss is the mean over all `num_samples` of the batch whatever the split.
+    """
+
+    step: int  # the step about to be taken, counted from 0
+    seed: int  # root of the training noise
+    ranks: tuple[tuple[tuple[TrainSample, ...], ...], ...]
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimizer step did. `version` is the policy after it."""
+
+    version: PolicyVersion
+    metrics: dict[str, float]  # loss, policy_loss, kl_loss, grad_norm, ...
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies inside the flat buffer."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # "float32" or "bfloat16"
+    offset: int  # bytes
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class WeightManifest:
+    """Describes one published policy, so that a receiver can prove that it holds exactly that."""
+
+    version: PolicyVersion
+    tensors: tuple[TensorEntry, ...]
+    num_bytes: int
+    checksum: str  # sha256 of the flat buffer, hex
+    lora_scale: float  # alpha / rank
+
+
+@dataclass(frozen=True)
+class PublishedPolicy:
+    """The behaviour policy (the "old" adapter) as one flat uint8 buffer with its manifest."""
+
+    manifest: WeightManifest
+    buffer: Blob  # uint8 [num_bytes]
+
+
+@dataclass(frozen=True)
+class WeightAck:
+    """A receiver's proof: what it holds after loading a published policy."""
+
+    actor: str
+    version: PolicyVersion
+    checksum: str
+    num_modules: int  # linear layers whose weights were replaced
+    seconds: float
+
+
+Stage = Literal["rollout", "score", "train", "publish", "eval", "save"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """One piece of work on the timeline of a run: who did what, from when to when."""
+
+    stage: Stage
+    who: str
+    start_s: float  # seconds since the run started
+    end_s: float
+    detail: dict[str, Any] = field(default_factory=dict)
