@@ -6,17 +6,19 @@ made them to the role that needs them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from astrolabe_ray.types import (
     Blob,
+    Evaluation,
     FrameSpec,
     PublishedPolicy,
     Rollout,
     RolloutRequest,
     Scores,
+    Span,
     StepResult,
     TrainBatch,
     WeightAck,
@@ -84,19 +86,21 @@ class Learner(Protocol):
         """One optimizer step on `batch`; afterwards the old policy has been mixed, too."""
         ...
 
-    async def publish(self) -> PublishedPolicy:
-        """The behaviour policy as of now."""
+    async def publish(self, adapter: Literal["old", "ema"] = "old") -> PublishedPolicy:
+        """The behaviour policy as of now, or the EMA policy (evaluated and saved)."""
         ...
 
     async def probe(self, seed: int) -> list[float]:
         """Output of the published policy on a fixed input (see `weights.probe`)."""
         ...
 
-    async def save(self, directory: Path) -> None:
-        """Write everything of the learner's that a later run needs into `directory`."""
+    async def save(self, directory: Path, controller_state: Mapping[str, int]) -> None:
+        """Write a checkpoint atomically: all that a later run needs, `controller_state` included."""
         ...
 
-    async def load(self, directory: Path) -> None: ...
+    async def load(self, directory: Path) -> dict[str, int]:
+        """Continue from a checkpoint; returns its `controller_state`."""
+        ...
 
     async def stop(self) -> None: ...
 
@@ -105,3 +109,31 @@ class BlobStore(Protocol):
     """Turns a blob into its array; the only way a role reads a payload."""
 
     def get(self, blob: Blob) -> object: ...
+
+
+class Gallery(Protocol):
+    """Looks at videos on behalf of the controller, which never holds pixels."""
+
+    async def encode(self, video: Blob, *, fps: int, comment: str) -> bytes:
+        """`video` uint8 [F, 3, H, W] as an mp4 file."""
+        ...
+
+    async def diversity(self, videos: Sequence[Blob]) -> float:
+        """Mean RMS distance between the videos of one prompt, frames in [0, 1]."""
+        ...
+
+
+class RunObserver(Protocol):
+    """Shows a run to people: progress, one row of numbers per step, the timeline of the roles."""
+
+    def phase(self, name: str, total: int) -> None:
+        """A new phase of `total` items begins (total 0: unknown length)."""
+        ...
+
+    def advance(self, count: int = 1) -> None: ...
+
+    def step(self, metrics: Mapping[str, float]) -> None: ...
+
+    def evaluated(self, evaluation: Evaluation) -> None: ...
+
+    def span(self, span: Span) -> None: ...

@@ -186,3 +186,25 @@ class Span:
     start_s: float  # seconds since the run started
     end_s: float
     detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvalRecord:
+    """One held-out video and its scores. Prompt and seed are the same in every evaluation of a run."""
+
+    prompt: str
+    seed: int
+    index: int  # of the rollout within its prompt
+    scores: dict[str, float]
+    total: float  # weighted sum
+    video: Blob | None = None  # uint8 [F, 3, H, W], only for the ones that are shown
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All held-out videos of one policy, in a fixed order, so that evaluations can be paired."""
+
+    phase: str  # "before", "step-<n>" or "after"
+    version: PolicyVersion
+    records: tuple[EvalRecord, ...]
+    diversity: float  # mean over prompts of Gallery.diversity

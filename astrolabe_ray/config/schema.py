@@ -140,6 +140,8 @@ class EvaluationConfig(Section):
 
     num_prompts: int = Field(default=16, gt=0)
     rollouts_per_prompt: int = Field(default=4, gt=0)
+    seed: int = Field(default=0, ge=0)
+    """Root of the noise seeds; the same for every run, so that runs can be compared."""
     every_steps: int = Field(default=0, ge=0)
     """Evaluate between first and last every so many steps; 0: only before and after."""
     num_shown_videos: int = Field(default=8, ge=0)

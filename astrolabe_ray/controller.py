@@ -1,0 +1,327 @@
+"""The only place with policy: order, slots, staleness, evaluation, checkpoints, when to stop.
+
+Three loops on one asyncio event loop, no Ray and no torch.nn: with in-process roles the same code is
+the oracle for the distributed run. Nothing here ever holds pixels or latents, only blobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from astrolabe_ray.algorithms.advantages import group_advantages
+from astrolabe_ray.batching import make_train_batch, slices
+from astrolabe_ray.config.schema import RunConfig
+from astrolabe_ray.data.group_sampler import GroupSampler, rollout_seed
+from astrolabe_ray.errors import DataFailure, RunStalled
+from astrolabe_ray.evaluator import Evaluator
+from astrolabe_ray.roles import Learner, RewardPool, RolloutPool, RunObserver
+from astrolabe_ray.rollout_buffer import RolloutBuffer
+from astrolabe_ray.step_metrics import PhaseClock, step_metrics, total_reward
+from astrolabe_ray.types import Evaluation, Rollout, RolloutGroup, RolloutRequest, Span, Stage
+from astrolabe_ray.weight_channel import WeightChannel
+
+MAX_CONSECUTIVE_DROPS = 20
+
+T = TypeVar("T")
+
+
+@dataclass
+class RunOutcome:
+    """What a run leaves behind for its summary."""
+
+    evaluations: list[Evaluation]
+    num_rollouts: int  # trained on
+    train_wall_s: float
+    policy_ages: dict[int, int]  # policy age -> rollouts trained on
+    drops: dict[str, int]
+    stopped_early: bool
+    seconds: dict[str, float]  # wall time per phase
+
+
+class Controller:
+    """Runs rollouts, scoring and training against each other until `num_steps` steps are published.
+
+    `stop` asks for an orderly end: the step under way is finished and saved.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        rollouts: RolloutPool,
+        rewards: RewardPool,
+        learner: Learner,
+        evaluator: Evaluator,
+        prompts: GroupSampler,
+        observer: RunObserver,
+        checkpoints: Path,
+        stop: asyncio.Event,
+        resume_from: Path | None = None,
+    ) -> None:
+        self.config = config
+        self.rollouts, self.rewards, self.learner = rollouts, rewards, learner
+        self.evaluator, self.prompts, self.observer = evaluator, prompts, observer
+        self.checkpoints, self.stop, self.resume_from = checkpoints, stop, resume_from
+        self.channel = WeightChannel(learner, rollouts)
+        self.buffer = RolloutBuffer(config.rollout.num_groups, config.rollout.max_policy_age)
+        self._moved = asyncio.Event()  # set whenever the buffer changed
+        self._unscored: asyncio.Queue[tuple[int, str, list[Rollout]]] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._failure: BaseException | None = None
+        self._consecutive_drops = 0
+        self._last_progress = time.monotonic()
+        self._start = time.monotonic()
+
+    async def run(self) -> RunOutcome:
+        """The whole run. Raises what stopped it; roles are left to the caller to stop."""
+        clock = PhaseClock()
+        with clock.phase("setup"):
+            await self._set_up()
+        evaluations = []
+        if self.buffer.version.step == 0:
+            with clock.phase("evaluate before"):
+                evaluations.append(await self._evaluate("before"))
+        with clock.phase("train"):
+            evaluations += await self._train_all()
+        stopped_early = self.stop.is_set() and self.buffer.version.step < self.config.num_steps
+        if not stopped_early:
+            with clock.phase("evaluate after"):
+                await self.channel.publish(adapter="ema")
+                evaluations.append(await self._evaluate("after"))
+        return RunOutcome(
+            evaluations=evaluations,
+            num_rollouts=sum(self.buffer.ages_trained.values()),
+            train_wall_s=clock.seconds["train"],
+            policy_ages=dict(self.buffer.ages_trained),
+            drops=dict(self.buffer.drops),
+            stopped_early=stopped_early,
+            seconds=clock.seconds,
+        )
+
+    async def _set_up(self) -> None:
+        self.observer.phase("setup", 4)
+        starts = (self.learner.start(), self.rollouts.start(), self.rewards.start())
+        for role in asyncio.as_completed(starts):
+            await role
+            self.observer.advance()
+        if self.resume_from is not None:
+            state = await self.learner.load(self.resume_from)
+            self.buffer.next_number, self.buffer.num_dropped = state["next_number"], state["num_dropped"]
+        policy = await self.channel.publish()
+        await self.channel.prove()
+        self.buffer.version = policy.manifest.version
+        self.observer.advance()
+
+    async def _train_all(self) -> list[Evaluation]:
+        """Run the three loops and the watchdog; the first failure of any of them ends the run."""
+        self._last_progress = time.monotonic()
+        train = self._spawn(self._train_loop())
+        for loop in (self._rollout_loop(), self._score_loop(), self._watch(), self._wake_on_stop()):
+            self._spawn(loop)
+        try:
+            while not train.done():
+                if self._failure is not None:
+                    raise self._failure
+                await self._moved.wait()
+            return train.result()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _rollout_loop(self) -> None:
+        """Produces: groups in flight. Waits for: a free slot. Unblocked by: publish and drops.
+        Bounded by: (max_policy_age + 1) * num_groups slots."""
+        while True:
+            while self.buffer.may_dispatch(self.config.num_steps) and not self.stop.is_set():
+                self._spawn(self._roll_out_group(self.buffer.dispatch()))
+            await self._moved.wait()
+
+    async def _roll_out_group(self, number: int) -> None:
+        config = self.config.rollout
+        step, group = divmod(number, config.num_groups)
+        prompt, group_id = self.prompts.prompt(number), f"train-{number}"
+        seeds = [rollout_seed(self.config.seed, step, group, i) for i in range(config.group_size)]
+        requests = [
+            RolloutRequest(group_id, prompt, tuple(seeds[i] for i in part), part, self.rewards.views)
+            for part in slices(config.group_size, config.batch_size)
+        ]
+        began = self._now()
+        try:
+            made = await asyncio.gather(*(self.rollouts.generate(request) for request in requests))
+        except DataFailure as failure:
+            self._drop(number, failure)
+            return
+        rollouts = [rollout for part in made for rollout in part]
+        self._span("rollout", rollouts[0].actor, began, group=number, version=rollouts[0].policy_version.step)
+        self._unscored.put_nowait((number, prompt, rollouts))
+
+    async def _score_loop(self) -> None:
+        """Produces: ready groups. Waits for: rollouts. Unblocked by: the rollout loop.
+        Bounded by: the same slots, since a group keeps its slot while it is scored."""
+        while True:
+            number, prompt, rollouts = await self._unscored.get()
+            self._spawn(self._score_group(number, prompt, rollouts))
+
+    async def _score_group(self, number: int, prompt: str, rollouts: list[Rollout]) -> None:
+        began = self._now()
+        try:
+            scores = await self.rewards.score(rollouts)
+        except DataFailure as failure:
+            self._drop(number, failure)
+            return
+        self._span("score", "reward servers", began, group=number)
+        latents_only = tuple(replace(rollout, views=()) for rollout in rollouts)
+        self.buffer.ready(RolloutGroup(rollouts[0].group_id, number, prompt, latents_only, tuple(scores)))
+        self._consecutive_drops = 0
+        self._progress()
+
+    async def _train_loop(self) -> list[Evaluation]:
+        """Produces: policy versions. Waits for: num_groups ready groups. Unblocked by: the score loop.
+        Bounded by: num_steps. Ends early, after a save, when `stop` is set."""
+        evaluations: list[Evaluation] = []
+        self.observer.phase("train", self.config.num_steps)
+        self.observer.advance(self.buffer.version.step)
+        while True:
+            began = time.monotonic()
+            groups = await self._next_groups()
+            if groups is None:
+                break
+            await self._train_step(groups, waited_s=time.monotonic() - began)
+            evaluations += await self._between_steps(self.buffer.version.step)
+        await self._save()
+        return evaluations
+
+    async def _between_steps(self, step: int) -> list[Evaluation]:
+        """Checkpoint and evaluation in the middle of a run; the last step has its own."""
+        if step == self.config.num_steps or self.stop.is_set():
+            return []
+        if step % self.config.checkpoint.every_steps == 0:
+            await self._save()
+        every = self.config.evaluation.every_steps
+        if not every or step % every:
+            return []
+        evaluation = await self._evaluate(f"step-{step}")
+        self.observer.phase("train", self.config.num_steps)
+        self.observer.advance(step)
+        return [evaluation]
+
+    async def _next_groups(self) -> list[RolloutGroup] | None:
+        """The groups of the next step, or None when there is none or the run was asked to stop."""
+        while self.buffer.version.step < self.config.num_steps and not self.stop.is_set():
+            groups = self.buffer.cut()
+            if groups is not None:
+                return groups
+            await self._moved.wait()
+        return None
+
+    async def _train_step(self, groups: list[RolloutGroup], *, waited_s: float) -> None:
+        weights = {reward.key: reward.weight for reward in self.config.rewards}
+        totals = [[total_reward(scores, weights) for scores in group.scores] for group in groups]
+        advantages = group_advantages(totals, std=self.config.algorithm.advantage_std)
+        batch = make_train_batch(
+            groups,
+            advantages.values,
+            step=self.buffer.version.step,
+            seed=self.config.seed,
+            num_ranks=self.config.learner.num_ranks,
+            micro_batch_size=self.config.learner.micro_batch_size,
+        )
+        start = self._now()
+        result = await self.learner.train(batch)
+        self._span("train", "learner", start, step=result.version.step)
+        start = self._now()
+        await self.channel.publish()
+        if result.version.step == 1:  # the first version whose adapters are not zero
+            await self.channel.prove()
+        self._span("publish", "learner", start, step=result.version.step)
+        ages = [self.buffer.age(r.policy_version) for group in groups for r in group.rollouts]
+        self.buffer.trained(groups, result.version)
+        metrics = step_metrics(groups, totals, ages, result)
+        metrics |= {
+            "groups/zero_variance": float(advantages.num_zero_variance),
+            "groups/dropped": float(self.buffer.num_dropped),
+            "seconds/wait": waited_s,
+            "seconds/publish": self._now() - start,
+        }
+        metrics["rollouts_per_s"] = batch.num_samples / (
+            waited_s + result.seconds + metrics["seconds/publish"]
+        )
+        self.observer.step(metrics)
+        self.observer.advance()
+        self._progress()
+
+    async def _evaluate(self, phase: str) -> Evaluation:
+        start = self._now()
+        evaluation = await self.evaluator.evaluate(phase, self.buffer.version)
+        self._span("eval", "rollout actors", start, phase=phase)
+        self.observer.evaluated(evaluation)
+        self._progress()
+        return evaluation
+
+    async def _save(self) -> None:
+        start = self._now()
+        step = self.buffer.version.step
+        state = {"next_number": self.buffer.resume_number, "num_dropped": self.buffer.num_dropped}
+        await self.learner.save(self.checkpoints / f"checkpoint-{step}", state)
+        self._span("save", "learner", start, step=step)
+        self._progress()
+
+    async def _watch(self) -> None:
+        """Stop a run in which nothing moved while work remained, naming the stage and the oldest item."""
+        limit = self.config.cluster.stall_timeout_s
+        while True:
+            await asyncio.sleep(min(limit / 4, 5.0))
+            idle = time.monotonic() - self._last_progress
+            if idle > limit:
+                b = self.buffer
+                raise RunStalled(
+                    f"nothing moved for {idle:.0f} s at step {b.version.step}: {b.num_in_flight} groups in flight "
+                    f"(oldest is number {b.oldest_in_flight}), {self._unscored.qsize()} wait for scores, "
+                    f"{b.num_ready} of {b.num_groups} ready. Look at the Ray dashboard for dead or pending actors; "
+                    "raise cluster.stall_timeout_s if one video takes this long."
+                )
+
+    def _drop(self, number: int, failure: DataFailure) -> None:
+        self._consecutive_drops += 1
+        if self._consecutive_drops >= MAX_CONSECUTIVE_DROPS:
+            raise failure
+        self.buffer.drop(number, type(failure).__name__)
+        self._progress()
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None and self._failure is None:
+            self._failure = task.exception()
+        self._wake()
+
+    async def _wake_on_stop(self) -> None:
+        await self.stop.wait()
+        self._wake()
+
+    def _progress(self) -> None:
+        self._last_progress = time.monotonic()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let everyone who waits look again. Checking a condition and then awaiting `_moved.wait()`
+        loses no wake-up, because nothing else runs between the two."""
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    def _now(self) -> float:
+        return time.monotonic() - self._start
+
+    def _span(self, stage: Stage, who: str, start_s: float, **detail: Any) -> None:
+        self.observer.span(Span(stage, who, start_s, self._now(), detail))
