@@ -1,0 +1,66 @@
+"""Advantages of a batch of groups: rewards centred within their group, divided by one std.
+
+DiffusionNFT (arXiv 2509.16117, section 3.3) with the released code's constants. Plain Python floats:
+float64 throughout, and the controller needs no torch for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+STD_EPS = 1e-4
+
+
+def group_advantages(
+    rewards: Sequence[Sequence[float]], *, std: Literal["global", "group"]
+) -> tuple[list[list[float]], dict[str, float]]:
+    """Advantages in the shape of `rewards` (groups x rollouts), and statistics of the batch.
+
+    advantage = (reward - mean of its group) / (std + 1e-4), with the population std of all rewards
+    of the batch (`global`) or of the group (`group`). A group whose rewards are all equal teaches
+    nothing: its advantages are exactly 0 and it is counted.
+    Raises ValueError for an empty batch or group and for a reward that is not finite.
+    """
+    _check(rewards)
+    group_stds = [population_std(group) for group in rewards]
+    batch_std = population_std([reward for group in rewards for reward in group])
+    advantages = []
+    for group, group_std in zip(rewards, group_stds, strict=True):
+        scale = (batch_std if std == "global" else group_std) + STD_EPS
+        mean = _mean(group)
+        advantages.append([(r - mean) / scale if group_std > 0 else 0.0 for r in group])
+    num_equal = sum(group_std == 0 for group_std in group_stds)
+    stats = {
+        "advantage/reward_std": batch_std,
+        "advantage/group_std_mean": _mean(group_stds),
+        "advantage/zero_std_groups": float(num_equal),
+        "advantage/abs_max": max(abs(a) for group in advantages for a in group),
+    }
+    return advantages, stats
+
+
+def population_std(values: Sequence[float]) -> float:
+    """sqrt(mean((x - mean)^2)); exactly 0 when all values are equal (a rounded mean would leave dust)."""
+    if min(values) == max(values):
+        return 0.0
+    mean = _mean(values)
+    return math.sqrt(_mean([(value - mean) ** 2 for value in values]))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _check(rewards: Sequence[Sequence[float]]) -> None:
+    if not rewards or not all(rewards):
+        raise ValueError(
+            f"advantages need at least one reward in every group, got sizes {[*map(len, rewards)]}"
+        )
+    for number, group in enumerate(rewards):
+        for index, reward in enumerate(group):
+            if not math.isfinite(reward):
+                raise ValueError(
+                    f"reward {index} of group {number} is {reward}; rewards must be finite"
+                )

@@ -1,0 +1,65 @@
+"""Advantages against numbers worked out by hand and against numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astrolabe_ray.algorithms.advantages import group_advantages
+
+
+def test_global_std_uses_all_rewards_of_the_batch() -> None:
+    """A std over the centred rewards would be smaller."""
+    advantages, stats = group_advantages([[1.0, 3.0], [5.0, 7.0]], std="global")
+    scale = math.sqrt(5) + 1e-4  # population variance of 1, 3, 5, 7 is 5
+    assert np.allclose(advantages, [[-1 / scale, 1 / scale]] * 2, rtol=1e-12)
+    assert stats["advantage/reward_std"] == pytest.approx(math.sqrt(5))
+    assert stats["advantage/group_std_mean"] == pytest.approx(1.0)
+
+
+def test_group_std_divides_each_group_by_its_own_population_std() -> None:
+    """With the sample std (n - 1) the first group would come out 1 / sqrt(2)."""
+    advantages, _ = group_advantages([[1.0, 3.0], [0.0, 8.0]], std="group")
+    assert np.allclose(
+        advantages, [[-1 / 1.0001, 1 / 1.0001], [-4 / 4.0001, 4 / 4.0001]], rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("std", ["global", "group"])
+def test_a_group_of_equal_rewards_gets_exact_zeros_and_is_counted(std) -> None:
+    """0.1 summed three times and divided by 3 is not 0.1: dust over 1e-4 would become a signal."""
+    advantages, stats = group_advantages([[0.1] * 3, [0.0, 1.0]], std=std)
+    assert advantages[0] == [0.0, 0.0, 0.0]
+    assert stats["advantage/zero_std_groups"] == 1
+
+
+def test_groups_may_have_different_sizes() -> None:
+    """Dropped rollouts must not shift the pairing of rewards and groups."""
+    advantages, _ = group_advantages([[1.0, 2.0, 3.0], [4.0, 6.0]], std="global")
+    assert [len(group) for group in advantages] == [3, 2]
+    assert advantages[0][1] == 0.0
+
+
+@given(
+    st.lists(
+        st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=6), min_size=1, max_size=5
+    )
+)
+def test_advantages_agree_with_numpy(rewards) -> None:
+    """Independent vectorised form of the same definition, to 1e-6 of the 1e-4 floor of the scale."""
+    advantages, _ = group_advantages(rewards, std="global")
+    std = np.std([r for group in rewards for r in group])
+    for group, got in zip(rewards, advantages, strict=True):
+        want = (np.array(group) - np.mean(group)) / (std + 1e-4)
+        assert np.allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("rewards", [[], [[1.0], []], [[1.0, math.nan]], [[math.inf]]])
+def test_rewards_that_cannot_be_compared_are_refused(rewards) -> None:
+    """A NaN in one rollout would silently spread over the whole batch through the std."""
+    with pytest.raises(ValueError):
+        group_advantages(rewards, std="global")
