@@ -188,11 +188,11 @@ class Controller:
         self.observer.phase("train", self.config.num_steps)
         self.observer.advance(self.buffer.version.step)
         while True:
-            began = time.monotonic()
+            began = self._now()
             groups = await self._next_groups()
             if groups is None:
                 break
-            await self._train_step(groups, waited_s=time.monotonic() - began)
+            await self._train_step(groups, began=began)
             evaluations += await self._between_steps(self.buffer.version.step)
         await self._save()
         return evaluations
@@ -220,38 +220,35 @@ class Controller:
             await self._moved.wait()
         return None
 
-    async def _train_step(self, groups: list[RolloutGroup], *, waited_s: float) -> None:
+    async def _train_step(self, groups: list[RolloutGroup], *, began: float) -> None:
         weights = {reward.key: reward.weight for reward in self.config.rewards}
         totals = [[total_reward(scores, weights) for scores in group.scores] for group in groups]
-        advantages = group_advantages(totals, std=self.config.algorithm.advantage_std)
+        advantages, advantage_stats = group_advantages(totals, std=self.config.algorithm.advantage_std)
         batch = make_train_batch(
             groups,
-            advantages.values,
+            advantages,
             step=self.buffer.version.step,
             seed=self.config.seed,
             num_ranks=self.config.learner.num_ranks,
             micro_batch_size=self.config.learner.micro_batch_size,
         )
-        start = self._now()
+        train_start = self._now()
         result = await self.learner.train(batch)
-        self._span("train", "learner", start, step=result.version.step)
-        start = self._now()
+        self._span("train", "learner", train_start, step=result.version.step)
+        publish_start = self._now()
         await self.channel.publish()
         if result.version.step == 1:  # the first version whose adapters are not zero
             await self.channel.prove()
-        self._span("publish", "learner", start, step=result.version.step)
+        self._span("publish", "learner", publish_start, step=result.version.step)
         ages = [self.buffer.age(r.policy_version) for group in groups for r in group.rollouts]
         self.buffer.trained(groups, result.version)
         metrics = step_metrics(groups, totals, ages, result)
-        metrics |= {
-            "groups/zero_variance": float(advantages.num_zero_variance),
+        metrics |= advantage_stats | {
             "groups/dropped": float(self.buffer.num_dropped),
-            "seconds/wait": waited_s,
-            "seconds/publish": self._now() - start,
+            "seconds/wait": train_start - began,
+            "seconds/publish": self._now() - publish_start,
+            "rollouts_per_s": batch.num_samples / (self._now() - began),
         }
-        metrics["rollouts_per_s"] = batch.num_samples / (
-            waited_s + result.seconds + metrics["seconds/publish"]
-        )
         self.observer.step(metrics)
         self.observer.advance()
         self._progress()
@@ -281,10 +278,10 @@ class Controller:
             if idle > limit:
                 b = self.buffer
                 raise RunStalled(
-                    f"nothing moved for {idle:.0f} s at step {b.version.step}: {b.num_in_flight} groups in flight "
-                    f"(oldest is number {b.oldest_in_flight}), {self._unscored.qsize()} wait for scores, "
-                    f"{b.num_ready} of {b.num_groups} ready. Look at the Ray dashboard for dead or pending actors; "
-                    "raise cluster.stall_timeout_s if one video takes this long."
+                    f"nothing moved for {idle:.0f} s at step {b.version.step}: {b.num_in_flight} groups "
+                    f"in flight (oldest is number {b.oldest_in_flight}), {b.num_ready} of {b.num_groups} "
+                    "ready. Look at the Ray dashboard for dead or pending actors; raise "
+                    "cluster.stall_timeout_s if one video takes this long."
                 )
 
     def _drop(self, number: int, failure: DataFailure) -> None:

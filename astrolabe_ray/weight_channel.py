@@ -47,15 +47,16 @@ class WeightChannel:
         for ack in await self.rollouts.sync():
             if ack.checksum != manifest.checksum or ack.num_modules != expected:
                 raise WeightMismatch(
-                    f"{ack.actor} acknowledged version {ack.version} with checksum {ack.checksum[:12]} and "
-                    f"{ack.num_modules} adapted layers; published were version {manifest.version}, "
-                    f"{manifest.checksum[:12]} and {expected}. Check that both sides run the same code and model."
+                    f"{ack.actor} acknowledged version {ack.version} with checksum {ack.checksum[:12]} "
+                    f"and {ack.num_modules} adapted layers; published were {manifest.version}, "
+                    f"{manifest.checksum[:12]} and {expected}. Check that both sides run the same code "
+                    "and model."
                 )
         difference = relative_rms(await self.learner.probe(PROBE_SEED), await self.rollouts.probe(PROBE_SEED))
         if not difference <= PROBE_TOLERANCE:
             raise WeightMismatch(
-                f"learner and rollout actor disagree by {difference:.3g} (relative RMS) on the same input with "
-                f"version {manifest.version}; at most {PROBE_TOLERANCE} is rounding. "
+                f"learner and rollout actor disagree by {difference:.3g} (relative RMS) on the same input "
+                f"with version {manifest.version}; at most {PROBE_TOLERANCE} is rounding. "
                 "Check that both load the same base model."
             )
         return difference

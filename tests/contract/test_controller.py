@@ -1,0 +1,350 @@
+"""The controller's promises, with fakes of its three neighbours and no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from astrolabe_ray.config.schema import RunConfig
+from astrolabe_ray.controller import Controller, RunOutcome
+from astrolabe_ray.data.group_sampler import GroupSampler
+from astrolabe_ray.errors import DataFailure, InfraFailure, RunStalled, WeightMismatch
+from astrolabe_ray.evaluator import Evaluator
+from astrolabe_ray.types import (
+    Blob,
+    Evaluation,
+    FrameSpec,
+    PolicyVersion,
+    PublishedPolicy,
+    Rollout,
+    RolloutRequest,
+    Scores,
+    Span,
+    StepResult,
+    TensorEntry,
+    TrainBatch,
+    WeightAck,
+    WeightManifest,
+)
+
+VIEW = FrameSpec(num_frames=2)
+
+
+class FakeLearner:
+    """Counts steps; its published buffer is the step number."""
+
+    def __init__(self) -> None:
+        self.version = PolicyVersion()
+        self.batches: list[TrainBatch] = []
+        self.saved: list[tuple[str, dict[str, int]]] = []
+        self.resume_state = {"next_number": 0, "num_dropped": 0}
+        self.step_s = 0.0
+
+    async def start(self) -> None: ...
+
+    async def train(self, batch: TrainBatch) -> StepResult:
+        assert batch.step == self.version.step
+        await asyncio.sleep(self.step_s)
+        self.batches.append(batch)
+        self.version = PolicyVersion(0, self.version.step + 1)
+        return StepResult(self.version, {"loss": 0.5}, seconds=0.01)
+
+    async def publish(self, adapter: Literal["old", "ema"] = "old") -> PublishedPolicy:
+        entries = tuple(TensorEntry(f"t{i}", (1,), "float32", 4 * i, 4) for i in range(2))
+        checksum = f"{adapter}-{self.version.step}"
+        return PublishedPolicy(WeightManifest(self.version, entries, 8, checksum, 1.0), np.zeros(8, np.uint8))
+
+    async def probe(self, seed: int) -> list[float]:
+        return [float(self.version.step), 1.0]
+
+    async def save(self, directory: Path, controller_state: Mapping[str, int]) -> None:
+        self.saved.append((directory.name, dict(controller_state)))
+
+    async def load(self, directory: Path) -> dict[str, int]:
+        self.version = PolicyVersion(0, int(directory.name.rsplit("-", 1)[1]))
+        return self.resume_state
+
+    async def stop(self) -> None: ...
+
+
+class FakePool:
+    """Makes rollouts whose latents are their seed; an actor takes the newest policy at once."""
+
+    capacity = 2
+
+    def __init__(self) -> None:
+        self.policy: PublishedPolicy | None = None
+        self.requests: list[RolloutRequest] = []
+        self.bad_prompts: set[str] = set()
+        self.broken = False
+        self.hangs = False
+        self.probe_offset = 0.0
+        self.num_modules = 1
+
+    async def start(self) -> None: ...
+
+    async def set_policy(self, policy: PublishedPolicy) -> None:
+        self.policy = policy
+
+    async def sync(self) -> list[WeightAck]:
+        assert self.policy is not None
+        m = self.policy.manifest
+        return [WeightAck("rollout-0", m.version, m.checksum, self.num_modules, 0.0)]
+
+    async def probe(self, seed: int) -> list[float]:
+        assert self.policy is not None
+        return [self.policy.manifest.version.step + self.probe_offset, 1.0]
+
+    async def generate(self, request: RolloutRequest) -> list[Rollout]:
+        assert self.policy is not None
+        version = self.policy.manifest.version
+        self.requests.append(request)
+        await asyncio.sleep(3600 if self.hangs else 0.001)
+        if self.broken:
+            raise InfraFailure("all actors are dead")
+        if request.prompt in self.bad_prompts:
+            raise DataFailure("cannot sample this")
+        return [
+            Rollout(
+                request.group_id, i, request.prompt, seed, version, "rollout-0", seed, tuple(request.views)
+            )
+            for i, seed in zip(request.indices, request.seeds, strict=True)
+        ]
+
+    async def stop(self) -> None: ...
+
+
+class FakeRewards:
+    views = (VIEW,)
+
+    async def start(self) -> None: ...
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[Scores]:
+        await asyncio.sleep(0)
+        return [Scores({"fun": float(r.seed % 7), "calm": 1.0}, 0.001) for r in rollouts]
+
+    async def stop(self) -> None: ...
+
+
+class FakeGallery:
+    async def encode(self, video: Blob, *, fps: int, comment: str) -> bytes:
+        return b""
+
+    async def diversity(self, videos: Sequence[Blob]) -> float:
+        return 0.25
+
+
+class Notebook:
+    """Records what an observer is told."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.phases: list[str] = []
+        self.evaluations: list[Evaluation] = []
+        self.spans: list[Span] = []
+        self.on_step = lambda: None
+
+    def phase(self, name: str, total: int) -> None:
+        self.phases.append(name)
+
+    def advance(self, count: int = 1) -> None: ...
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        self.rows.append(dict(metrics))
+        self.on_step()
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        self.evaluations.append(evaluation)
+
+    def span(self, span: Span) -> None:
+        self.spans.append(span)
+
+
+def config(**changes: object) -> RunConfig:
+    base: dict[str, object] = {
+        "name": "fake",
+        "num_steps": 3,
+        "rewards": [{"key": "fun", "weight": 2.0}, {"key": "calm"}],
+        "rollout": {"num_groups": 2, "group_size": 4, "batch_size": 2},
+        "evaluation": {"num_prompts": 2, "rollouts_per_prompt": 3, "num_shown_videos": 1},
+        "checkpoint": {"every_steps": 2},
+    }
+    return RunConfig.model_validate(base | changes)
+
+
+class Stage:
+    """A controller between fakes."""
+
+    def __init__(self, settings: RunConfig, resume_from: Path | None = None) -> None:
+        self.learner, self.pool, self.notebook = FakeLearner(), FakePool(), Notebook()
+        self.stop = asyncio.Event()
+        prompts = [f"prompt {i}" for i in range(20)]
+        rewards = FakeRewards()
+        evaluator = Evaluator(
+            settings,
+            ["held out a", "held out b"],
+            rollouts=self.pool,
+            rewards=rewards,
+            gallery=FakeGallery(),
+            observer=self.notebook,
+        )
+        self.controller = Controller(
+            settings,
+            rollouts=self.pool,
+            rewards=rewards,
+            learner=self.learner,
+            evaluator=evaluator,
+            prompts=GroupSampler(prompts, settings.seed),
+            observer=self.notebook,
+            checkpoints=Path("checkpoints"),
+            stop=self.stop,
+            resume_from=resume_from,
+        )
+
+    async def run(self) -> RunOutcome:
+        return await asyncio.wait_for(self.controller.run(), timeout=20)
+
+
+def test_a_run_trains_every_step_on_fresh_groups_of_the_newest_policy() -> None:
+    """Guards the whole loop in synchronous mode: order, numbers, versions, saves, evaluations."""
+    stage = Stage(config())
+    outcome = asyncio.run(stage.run())
+    samples = [[s for mb in batch.ranks[0] for s in mb] for batch in stage.learner.batches]
+    assert [len(batch) for batch in samples] == [8, 8, 8]
+    assert [{s.policy_version.step for s in batch} for batch in samples] == [{0}, {1}, {2}]
+    assert len({s.rollout_id for batch in samples for s in batch}) == 24
+    assert stage.learner.saved == [
+        ("checkpoint-2", {"next_number": 4, "num_dropped": 0}),
+        ("checkpoint-3", {"next_number": 6, "num_dropped": 0}),
+    ]
+    assert [e.phase for e in outcome.evaluations] == ["before", "after"]
+    assert stage.pool.policy is not None
+    assert stage.pool.policy.manifest.checksum == "ema-3", "what is evaluated last is what is saved"
+    assert outcome.policy_ages == {0: 24}
+    assert not outcome.stopped_early
+
+
+def test_evaluations_use_the_same_prompts_and_seeds_and_only_shown_videos_keep_pixels() -> None:
+    """Guards the pairing of before and after."""
+    stage = Stage(config())
+    before, after = asyncio.run(stage.run()).evaluations
+    assert [(r.prompt, r.seed) for r in before.records] == [(r.prompt, r.seed) for r in after.records]
+    assert len(before.records) == 6
+    assert len({r.seed for r in before.records}) == 6
+    assert [r.video is not None for r in before.records] == [True, False, False, False, False, False]
+    for record in before.records:
+        assert record.total == 2.0 * record.scores["fun"] + record.scores["calm"]
+
+
+def test_advantages_are_centred_within_each_group() -> None:
+    """Guards against mixing the prompts when rewards become advantages."""
+    stage = Stage(config())
+    asyncio.run(stage.run())
+    batch = stage.learner.batches[0]
+    by_prompt: dict[str, list[float]] = {}
+    for sample in (s for mb in batch.ranks[0] for s in mb):
+        by_prompt.setdefault(sample.prompt, []).append(sample.advantage)
+    assert len(by_prompt) == 2
+    for values in by_prompt.values():
+        assert sum(values) == pytest.approx(0.0, abs=1e-9)
+    assert stage.notebook.rows[0]["reward/calm"] == 1.0
+
+
+def test_stale_rollouts_are_used_within_the_bound_and_never_beyond() -> None:
+    """Guards max_policy_age: work overlaps training, but stays within the bound."""
+    rollout = {"num_groups": 2, "group_size": 4, "batch_size": 2, "max_policy_age": 2}
+    stage = Stage(config(num_steps=8, rollout=rollout))
+    stage.learner.step_s = 0.01
+    outcome = asyncio.run(stage.run())
+    assert sum(outcome.policy_ages.values()) == 64
+    assert 0 < max(outcome.policy_ages) <= 2
+
+
+def test_a_prompt_that_cannot_be_sampled_is_dropped_counted_and_refilled() -> None:
+    """Guards against a smaller step, a zero in place of a reward, and a hang."""
+    stage = Stage(config())
+    stage.pool.bad_prompts = {GroupSampler([f"prompt {i}" for i in range(20)], 0).prompt(1)}
+    outcome = asyncio.run(stage.run())
+    assert outcome.drops == {"DataFailure": 1}
+    assert [batch.num_samples for batch in stage.learner.batches] == [8, 8, 8]
+
+
+def test_a_run_in_which_everything_is_dropped_ends_with_the_cause() -> None:
+    """Guards against an endless loop of drops and refills."""
+    stage = Stage(config())
+    stage.pool.bad_prompts = {f"prompt {i}" for i in range(20)}
+    with pytest.raises(DataFailure, match="cannot sample this"):
+        asyncio.run(stage.run())
+
+
+def test_a_broken_pool_ends_the_run_with_its_cause() -> None:
+    """Guards against a background task whose failure nobody sees."""
+    stage = Stage(config())
+
+    async def run() -> None:
+        stage.controller._evaluate = lambda phase: _nothing(phase)  # type: ignore[method-assign]
+        stage.pool.broken = True
+        await stage.run()
+
+    async def _nothing(phase: str) -> Evaluation:
+        return Evaluation(phase, PolicyVersion(), (), 0.0)
+
+    with pytest.raises(InfraFailure, match="all actors are dead"):
+        asyncio.run(run())
+
+
+def test_a_stop_request_finishes_the_step_saves_and_returns() -> None:
+    """Guards SIGTERM: nothing of a finished step is lost and the run does not go on."""
+    stage = Stage(config(num_steps=50))
+    stage.notebook.on_step = stage.stop.set
+    outcome = asyncio.run(stage.run())
+    assert outcome.stopped_early
+    assert stage.learner.saved == [("checkpoint-1", {"next_number": 2, "num_dropped": 0})]
+    assert [e.phase for e in outcome.evaluations] == ["before"]
+
+
+def test_a_resumed_run_continues_with_the_next_prompts() -> None:
+    """Guards against training the same prompts twice after a resume."""
+    whole = Stage(config())
+    asyncio.run(whole.run())
+    resumed = Stage(config(), resume_from=Path("checkpoint-2"))
+    resumed.learner.resume_state = {"next_number": 4, "num_dropped": 0}
+    asyncio.run(resumed.run())
+    last = {(s.rollout_id, s.latents) for mb in whole.learner.batches[-1].ranks[0] for s in mb}
+    assert {(s.rollout_id, s.latents) for mb in resumed.learner.batches[0].ranks[0] for s in mb} == last
+
+
+def test_a_run_in_which_nothing_moves_names_the_oldest_item() -> None:
+    """Guards against silent hangs."""
+    stage = Stage(config(cluster={"stall_timeout_s": 0.2}))
+
+    async def run() -> None:
+        await stage.controller._set_up()
+        stage.pool.hangs = True
+        await asyncio.wait_for(stage.controller._train_all(), 20)
+
+    with pytest.raises(RunStalled, match="2 groups in flight .oldest is number 0."):
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize(("offset", "modules"), [(5.0, 1), (0.0, 0)])
+def test_weights_that_did_not_arrive_stop_the_run_before_any_step(offset: float, modules: int) -> None:
+    """Guards against adapters that are shipped but never bound."""
+    stage = Stage(config())
+    stage.pool.probe_offset, stage.pool.num_modules = offset, modules
+    with pytest.raises(WeightMismatch):
+        asyncio.run(stage.run())
+    assert stage.learner.batches == []
+
+
+def test_mid_run_evaluations_happen_when_asked() -> None:
+    """Guards evaluation.every_steps."""
+    evaluation = {"num_prompts": 1, "rollouts_per_prompt": 2, "every_steps": 2}
+    stage = Stage(config(num_steps=5, evaluation=evaluation))
+    phases = [e.phase for e in asyncio.run(stage.run()).evaluations]
+    assert phases == ["before", "step-2", "step-4", "after"]
