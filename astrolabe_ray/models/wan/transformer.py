@@ -1,0 +1,173 @@
+"""The causal Wan transformer: flow of noisy latents given text, with the original parameter names.
+
+Two ways through the same blocks: `train_forward` runs a whole video at once with gradients;
+`chunk_forward` runs one chunk against a `KVCache`. Both see the same frames (`ContextRule`).
+
+Legend: B batch, T latent frames, C channels, H height, W width, S patches of a frame, L text
+tokens, D dim. Latents are normalised; timesteps are in 0..1000.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from astrolabe_ray.models.wan.architecture import WanArchitecture
+from astrolabe_ray.models.wan.attention import clean_context_spans, noisy_context_spans, span_attention
+from astrolabe_ray.models.wan.blocks import Block, FlowHead, PatchEmbedding, timestep_sinusoid
+from astrolabe_ray.models.wan.context import ContextRule
+from astrolabe_ray.models.wan.kv_cache import KVCache
+from astrolabe_ray.models.wan.rope import frame_rotations
+
+
+@dataclass(frozen=True)
+class TextKV:
+    """Cross-attention keys and values of a batch of prompts: one [B, text_len, heads, head_dim] per layer."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    @property
+    def batch(self) -> int:
+        return self.keys[0].shape[0]
+
+    def expand(self, batch: int) -> TextKV:
+        """The same single prompt for `batch` videos, without copying."""
+        return TextKV(
+            tuple(k.expand(batch, -1, -1, -1) for k in self.keys),
+            tuple(v.expand(batch, -1, -1, -1) for v in self.values),
+        )
+
+
+class CausalWanModel(nn.Module):
+    """Chunk-causal video transformer of the Wan 2.1 family, any size.
+
+    Set `gradient_checkpointing` to recompute each block in the backward pass.
+    """
+
+    def __init__(self, architecture: WanArchitecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.gradient_checkpointing = False
+        dim = architecture.dim
+        self.patch_embedding = PatchEmbedding(architecture)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(architecture.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(
+            nn.Linear(architecture.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(Block(architecture) for _ in range(architecture.num_layers))
+        self.head = FlowHead(architecture)
+        self._initialise()
+
+    def forward(
+        self,
+        noisy_BTCHW: Tensor,
+        t_BT: Tensor,
+        text_BLD: Tensor,
+        context: ContextRule,
+        clean_BTCHW: Tensor | None = None,
+        context_timestep: float = 0.0,
+    ) -> Tensor:
+        """`train_forward`; named so that wrappers (PEFT, DeepSpeed) call it."""
+        return self.train_forward(noisy_BTCHW, t_BT, text_BLD, context, clean_BTCHW, context_timestep)
+
+    def train_forward(
+        self,
+        noisy_BTCHW: Tensor,
+        t_BT: Tensor,
+        text_BLD: Tensor,
+        context: ContextRule,
+        clean_BTCHW: Tensor | None = None,
+        context_timestep: float = 0.0,
+    ) -> Tensor:
+        """Flow [B, T, C, H, W] of every frame of a video.
+
+        Without `clean_BTCHW` chunks see the noisy earlier frames. With it they see those clean frames,
+        embedded at `context_timestep`: exactly what sampling with a KV cache sees. `text_BLD`: text
+        encoder output, up to text_len rows.
+        """
+        num_frames = noisy_BTCHW.shape[1]
+        grid = self.architecture.grid(*noisy_BTCHW.shape[-2:])
+        device = noisy_BTCHW.device
+        rotations = frame_rotations(self.architecture.head_dim, 0, num_frames, grid, device)
+        if clean_BTCHW is None:
+            frames_BTCHW, spans = noisy_BTCHW, noisy_context_spans(context, num_frames)
+        else:
+            num_clean = context.chunks(num_frames)[-1][0]  # nothing sees the last chunk's clean frames
+            frames_BTCHW = torch.cat([clean_BTCHW[:, :num_clean], noisy_BTCHW], dim=1)
+            t_BT = torch.cat([t_BT.new_full((len(t_BT), num_clean), context_timestep), t_BT], dim=1)
+            rotations = torch.cat([rotations[: num_clean * grid[0] * grid[1]], rotations])
+            spans = clean_context_spans(context, num_frames, num_clean)
+        x_BTSD, e_BTD = self._embed(frames_BTCHW, t_BT)
+        text_BLD = self._embed_text(text_BLD)
+        modulation = self._modulation(e_BTD)
+        self_attention = span_attention(spans, rotations)
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x_BTSD = checkpoint(block, x_BTSD, modulation, text_BLD, self_attention, use_reentrant=False)
+            else:
+                x_BTSD = block(x_BTSD, modulation, text_BLD, self_attention)
+        return self.head(x_BTSD[:, -num_frames:], e_BTD[:, -num_frames:], grid)
+
+    @torch.no_grad()
+    def chunk_forward(self, x_BTCHW: Tensor, t_BT: Tensor, text: TextKV, cache: KVCache) -> Tensor:
+        """Flow [B, T, C, H, W] of the chunk that `cache.begin(T)` started; its keys and values are (re)written."""
+        assert x_BTCHW.shape[1] == cache.chunk_frames, "call cache.begin with this chunk's frames first"
+        rotations = frame_rotations(
+            self.architecture.head_dim, cache.first_frame, cache.chunk_frames, cache.grid, x_BTCHW.device
+        )
+        x_BTSD, e_BTD = self._embed(x_BTCHW, t_BT)
+        modulation = self._modulation(e_BTD)
+        for layer, block in enumerate(self.blocks):
+            text_KV = (text.keys[layer], text.values[layer])
+            x_BTSD = block(x_BTSD, modulation, text_KV, cache.attention(layer, rotations))
+        return self.head(x_BTSD, e_BTD, cache.grid)
+
+    @torch.no_grad()
+    def encode_text(self, text_BLD: Tensor) -> TextKV:
+        """Cross-attention keys and values of text encoder output; once per prompt."""
+        text_BLD = self._embed_text(text_BLD)
+        pairs = [block.cross_attn.keys_values(text_BLD) for block in self.blocks]  # type: ignore[union-attr]
+        return TextKV(tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen base weights and of all activations."""
+        return self.head.modulation.dtype
+
+    def _embed(self, x_BTCHW: Tensor, t_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches [B, T, S, D] and time embedding [B, T, D]."""
+        sinusoid = timestep_sinusoid(t_BT, self.architecture.freq_dim).to(self.dtype)
+        return self.patch_embedding(x_BTCHW.to(self.dtype)), self.time_embedding(sinusoid)
+
+    def _modulation(self, e_BTD: Tensor) -> Tensor:
+        """Shifts, scales and gates [B, T, 6, D] that all blocks share."""
+        return self.time_projection(e_BTD).unflatten(-1, (6, -1))
+
+    def _embed_text(self, text_BLD: Tensor) -> Tensor:
+        """Text [B, text_len, D]: missing rows count as zeros and are attended to, as the model was trained."""
+        missing = self.architecture.text_len - text_BLD.shape[1]
+        assert missing >= 0, f"text of {text_BLD.shape[1]} rows exceeds text_len {self.architecture.text_len}"
+        return self.text_embedding(F.pad(text_BLD.to(self.dtype), (0, 0, 0, missing)))
+
+    def _initialise(self) -> None:
+        """Weights of an untrained model: Xavier linears, zero biases and a zero head."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
+        for module in (*self.text_embedding, *self.time_embedding):
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+        for owner in (*self.blocks, self.head):
+            nn.init.normal_(owner.modulation, std=1 / math.sqrt(self.architecture.dim))  # type: ignore[arg-type]
+        nn.init.zeros_(self.head.head.weight)
