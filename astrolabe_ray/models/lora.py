@@ -1,0 +1,99 @@
+"""LoRA adapters on the transformer: trained through PEFT, sampled with as merged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import peft
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from astrolabe_ray.config.schema import LoraConfig
+from astrolabe_ray.errors import WeightMismatch
+from astrolabe_ray.models.wan.transformer import CausalWanModel
+
+_PREFIX = "base_model.model."
+
+
+def add_adapters(
+    model: CausalWanModel, config: LoraConfig, names: Sequence[str] = ("default", "old")
+) -> PeftModel:
+    """Wrap `model` with equal float32 adapters (A Kaiming, B zero) on every linear of its blocks.
+
+    The first one is active and trainable, the others are frozen.
+    """
+    targets = list(block_linears(model))
+    settings = peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, target_modules=targets
+    )
+    wrapped = PeftModel(model, settings, adapter_name=names[0])  # type: ignore[arg-type]
+    first = adapter_tensors(wrapped, names[0])
+    for name in names[1:]:
+        wrapped.add_adapter(name, settings)
+        for key, tensor in adapter_tensors(wrapped, name).items():
+            tensor.data.copy_(first[key])
+    wrapped.set_adapter(names[0])
+    return wrapped
+
+
+def adapter_tensors(peft_model: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """Parameters of one adapter in model order, e.g. `blocks.0.self_attn.q.lora_A`: A [rank, in], B [out, rank]."""
+    found: dict[str, nn.Parameter] = {}
+    for path, module in peft_model.named_modules():
+        factors: Any = module
+        if hasattr(module, "lora_A") and name in factors.lora_A:
+            key = path.removeprefix(_PREFIX)
+            found[f"{key}.lora_A"] = factors.lora_A[name].weight
+            found[f"{key}.lora_B"] = factors.lora_B[name].weight
+    return found
+
+
+def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Every linear layer inside `blocks.*` by its full name, in model order."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name.startswith("blocks.") and isinstance(module, nn.Linear)
+    }
+
+
+class MergedLinears:
+    """Adapters folded into the weights of a model that only samples.
+
+    Keeps the base weights of the block linears aside, so each load starts from them: loading is
+    exact and repeatable, never a merge on top of a merge. The live weights keep their memory.
+    """
+
+    def __init__(self, model: CausalWanModel, scale: float) -> None:
+        """`scale`: alpha / rank."""
+        self._scale = scale
+        self._linears = block_linears(model)
+        self._base = {name: linear.weight.detach().clone() for name, linear in self._linears.items()}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> int:
+        """Write base + scale * B @ A, summed in float32, into every linear; returns how many.
+
+        Raises WeightMismatch, before anything is written, if `tensors` are not exactly one A and one
+        B of fitting shape for each of them.
+        """
+        self._check(tensors)
+        for name, linear in self._linears.items():
+            base = self._base[name]
+            a, b = (tensors[f"{name}.lora_{factor}"].to(base.device, torch.float32) for factor in "AB")
+            linear.weight.copy_(torch.addmm(base.float(), b, a, alpha=self._scale))
+        return len(self._linears)
+
+    def _check(self, tensors: Mapping[str, Tensor]) -> None:
+        expected = {f"{name}.lora_{factor}" for name in self._linears for factor in "AB"}
+        odd = sorted(expected ^ tensors.keys())
+        if odd:
+            raise WeightMismatch(f"adapter and model differ in {len(odd)} tensors, first {odd[0]}")
+        for name, base in self._base.items():
+            a, b = tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]
+            if (b.shape[0], a.shape[1]) != tuple(base.shape) or b.shape[1] != a.shape[0]:
+                raise WeightMismatch(
+                    f"{name}: B {tuple(b.shape)} @ A {tuple(a.shape)} is not {tuple(base.shape)}"
+                )

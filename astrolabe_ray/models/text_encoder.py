@@ -1,0 +1,74 @@
+"""Prompts to text embeddings, with the UMT5 encoder of transformers."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.models.checkpoints import placed
+
+
+class TextEncoder:
+    """Frozen text encoder and its tokenizer."""
+
+    def __init__(self, network: UMT5EncoderModel, tokenizer: Any, text_len: int) -> None:
+        self._network: Any = network
+        self._tokenizer = tokenizer
+        self._text_len = text_len
+
+    @classmethod
+    def load(
+        cls,
+        text_encoder_path: Path,
+        tokenizer_path: Path,
+        text_len: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> TextEncoder:
+        """Read both folders as transformers saves them; no network access.
+
+        `text_len`: tokens per prompt. Raises ConfigError if files are absent or weights do not fit.
+        """
+        try:
+            network, report = UMT5EncoderModel.from_pretrained(
+                text_encoder_path, dtype=dtype, local_files_only=True, output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, local_files_only=True)
+        except (OSError, ValueError) as reason:
+            raise ConfigError(f"can't read {text_encoder_path} and {tokenizer_path}: {reason}") from None
+        unfit = {
+            kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        }
+        if any(unfit.values()):
+            raise ConfigError(f"weights in {text_encoder_path} do not fit its config.json: {unfit}")
+        placed(network, device, dtype)
+        return cls(network, tokenizer, text_len)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings [B, text_len, text_dim]; rows past a prompt's end are zero, longer prompts are cut."""
+        tokens = self._tokenizer(
+            [clean_prompt(prompt) for prompt in prompts],
+            padding="max_length",
+            truncation=True,
+            max_length=self._text_len,
+            return_tensors="pt",
+        )
+        ids, mask = tokens.input_ids.to(self._network.device), tokens.attention_mask.to(self._network.device)
+        embeddings_BLD = self._network(ids, mask).last_hidden_state
+        return embeddings_BLD.masked_fill(mask.unsqueeze(-1) == 0, 0.0)
+
+
+def clean_prompt(prompt: str) -> str:
+    """Repaired Unicode, HTML entities resolved (twice), single spaces: what the encoder was trained on."""
+    unescaped = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    return re.sub(r"\s+", " ", unescaped).strip()

@@ -1,0 +1,93 @@
+"""Pixels to normalised latents and back, with the Wan VAE of diffusers.
+
+Legend: B batch, F frames, T latent frames (F = 4 (T - 1) + 1), C channels, H height, W width; a latent
+pixel is 8 x 8 pixels. Pixels are float32 in [-1, 1]; latents have zero mean and unit std per channel.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from torch import Tensor
+
+from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.models.checkpoints import load_strict, placed, read_tensors
+
+
+class VideoVAE:
+    """Frozen Wan VAE. Normalisation is done in float32 whatever the dtype of the network."""
+
+    def __init__(self, network: AutoencoderKLWan) -> None:
+        self._network: Any = network
+        weight = next(network.parameters())
+        self._dtype, self._device = weight.dtype, weight.device
+        config: Any = network.config
+        shape = (1, 1, -1, 1, 1)
+        self._mean = torch.tensor(config.latents_mean, device=self._device).view(shape)
+        self._std = torch.tensor(config.latents_std, device=self._device).view(shape)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> VideoVAE:
+        """Read a diffusers folder. Raises ConfigError if a file is absent or the weights do not fit."""
+        if not (path / "config.json").exists():
+            raise ConfigError(f"{path / 'config.json'} does not exist; it must describe an AutoencoderKLWan")
+        with torch.device("meta"):
+            network = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(path))
+        assert isinstance(network, AutoencoderKLWan)
+        load_strict(network, read_tensors(path), path)
+        placed(network, device, dtype)
+        return cls(network)
+
+    @torch.no_grad()
+    def encode(self, pixels_BFCHW: Tensor) -> Tensor:
+        """Normalised latents [B, T, C, H/8, W/8] float32: the mean of the posterior, no sampling."""
+        x = pixels_BFCHW.to(self._device, self._dtype).transpose(1, 2)
+        latents_BCTHW = self._network.encode(x).latent_dist.mode().float()
+        return (latents_BCTHW.transpose(1, 2) - self._mean) / self._std
+
+    def decode(self, latents_BTCHW: Tensor) -> Tensor:
+        """Pixels [B, F, 3, 8H, 8W] of whole videos."""
+        return self.stream(len(latents_BTCHW)).decode(latents_BTCHW)
+
+    def stream(self, batch: int) -> DecodeStream:
+        """Decode `batch` videos chunk by chunk, with the same pixels as in one go."""
+        return DecodeStream(self, batch)
+
+    def _denormalised(self, latents_BTCHW: Tensor) -> Tensor:
+        """Latents [B, C, T, H, W] as the decoder takes them."""
+        latents = latents_BTCHW.to(self._device, torch.float32) * self._std + self._mean
+        return self._network.post_quant_conv(latents.to(self._dtype).transpose(1, 2))
+
+
+class DecodeStream:
+    """Decoder with the feature cache of its causal convolutions: later chunks continue earlier ones."""
+
+    def __init__(self, vae: VideoVAE, batch: int) -> None:
+        self._vae = vae
+        self._batch = batch
+        self._features: list[Any] = [None] * vae._network._cached_conv_counts["decoder"]
+        self._is_first = True
+
+    @torch.inference_mode()
+    def decode(self, chunk_BTCHW: Tensor) -> Tensor:
+        """Pixels [B, F, 3, 8H, 8W] float32 of the next chunk: the video's first latent frame gives
+        one frame, each later one four.
+        """
+        assert len(chunk_BTCHW) == self._batch, f"stream of {self._batch} videos got {len(chunk_BTCHW)}"
+        latents_BCTHW = self._vae._denormalised(chunk_BTCHW)
+        parts = []
+        if self._is_first:
+            parts.append(self._decoded(latents_BCTHW[:, :, :1]))
+            latents_BCTHW = latents_BCTHW[:, :, 1:]
+        parts.extend(self._decoded(frame) for frame in latents_BCTHW.split(1, dim=2) if frame.shape[2])
+        return torch.cat(parts, dim=2).transpose(1, 2).float().clamp(-1, 1)
+
+    def _decoded(self, latents_BCTHW: Tensor) -> Tensor:
+        pixels = self._vae._network.decoder(
+            latents_BCTHW, feat_cache=self._features, feat_idx=[0], first_chunk=self._is_first
+        )
+        self._is_first = False
+        return pixels
