@@ -39,7 +39,10 @@ def add_adapters(
 
 
 def adapter_tensors(peft_model: nn.Module, name: str) -> dict[str, nn.Parameter]:
-    """Parameters of one adapter in model order, e.g. `blocks.0.self_attn.q.lora_A`: A [rank, in], B [out, rank]."""
+    """Parameters of one adapter in model order: A [rank, in] and B [out, rank] of each linear.
+
+    Example of a key: `blocks.0.self_attn.q.lora_A`.
+    """
     found: dict[str, nn.Parameter] = {}
     for path, module in peft_model.named_modules():
         factors: Any = module
@@ -94,6 +97,5 @@ class MergedLinears:
         for name, base in self._base.items():
             a, b = tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]
             if (b.shape[0], a.shape[1]) != tuple(base.shape) or b.shape[1] != a.shape[0]:
-                raise WeightMismatch(
-                    f"{name}: B {tuple(b.shape)} @ A {tuple(a.shape)} is not {tuple(base.shape)}"
-                )
+                shapes = f"B {tuple(b.shape)} @ A {tuple(a.shape)}"
+                raise WeightMismatch(f"{name}: {shapes} does not give {tuple(base.shape)}")

@@ -39,16 +39,15 @@ class TextEncoder:
         `text_len`: tokens per prompt. Raises ConfigError if files are absent or weights do not fit.
         """
         try:
-            network, report = UMT5EncoderModel.from_pretrained(
+            load: Any = UMT5EncoderModel.from_pretrained
+            network, report = load(
                 text_encoder_path, dtype=dtype, local_files_only=True, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, local_files_only=True)
         except (OSError, ValueError) as reason:
             raise ConfigError(f"can't read {text_encoder_path} and {tokenizer_path}: {reason}") from None
-        unfit = {
-            kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        }
-        if any(unfit.values()):
+        unfit = {kind: sorted(keys) for kind, keys in report.items() if kind.endswith("_keys") and keys}
+        if unfit:
             raise ConfigError(f"weights in {text_encoder_path} do not fit its config.json: {unfit}")
         placed(network, device, dtype)
         return cls(network, tokenizer, text_len)

@@ -35,7 +35,8 @@ class VideoVAE:
         if not (path / "config.json").exists():
             raise ConfigError(f"{path / 'config.json'} does not exist; it must describe an AutoencoderKLWan")
         with torch.device("meta"):
-            network = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(path))
+            config: Any = AutoencoderKLWan.load_config(path)
+            network = AutoencoderKLWan.from_config(config)
         assert isinstance(network, AutoencoderKLWan)
         load_strict(network, read_tensors(path), path)
         placed(network, device, dtype)

@@ -33,8 +33,8 @@ class ChunkSpan:
 
 def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
     """Unmasked attention with scale 1 / sqrt(D); returns [B, L, H, D]."""
-    heads_first = (x.transpose(1, 2) for x in (q_BLHD, k_BLHD, v_BLHD))
-    return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+    q, k, v = (x.transpose(1, 2) for x in (q_BLHD, k_BLHD, v_BLHD))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 def noisy_context_spans(rule: ContextRule, num_frames: int) -> list[ChunkSpan]:

@@ -58,7 +58,7 @@ class FrameSlots:
         return frame if frame < sink else sink + (frame - sink) % (self.capacity - sink)
 
     def writes(self) -> list[tuple[int, int, int]]:
-        """The current chunk as (frame within the chunk, slot, number of frames) runs: one, or two at a wrap."""
+        """Runs (frame within the chunk, slot, number of frames) of the chunk: one, or two at a wrap."""
         runs: list[tuple[int, int, int]] = []
         for frame in range(self.start, self.end):
             slot = self.slot(frame)
@@ -138,7 +138,7 @@ class KVCache:
         self._sink_keys = None
 
     def attention(self, layer: int, rotations: Tensor) -> Attend:
-        """Self-attention of one layer's current chunk: store its keys and values, look at all that is held."""
+        """Self-attention of one layer: store the chunk's keys and values, look at all that is held."""
 
         def run(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
             keys, values = self._keys[layer], self._values[layer]

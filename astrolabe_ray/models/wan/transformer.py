@@ -119,7 +119,7 @@ class CausalWanModel(nn.Module):
 
     @torch.no_grad()
     def chunk_forward(self, x_BTCHW: Tensor, t_BT: Tensor, text: TextKV, cache: KVCache) -> Tensor:
-        """Flow [B, T, C, H, W] of the chunk that `cache.begin(T)` started; its keys and values are (re)written."""
+        """Flow [B, T, C, H, W] of the chunk that `cache.begin(T)` started; stores its keys and values."""
         assert x_BTCHW.shape[1] == cache.chunk_frames, "call cache.begin with this chunk's frames first"
         rotations = frame_rotations(
             self.architecture.head_dim, cache.first_frame, cache.chunk_frames, cache.grid, x_BTCHW.device
@@ -153,7 +153,7 @@ class CausalWanModel(nn.Module):
         return self.time_projection(e_BTD).unflatten(-1, (6, -1))
 
     def _embed_text(self, text_BLD: Tensor) -> Tensor:
-        """Text [B, text_len, D]: missing rows count as zeros and are attended to, as the model was trained."""
+        """Text [B, text_len, D]: missing rows are zeros and attended to, as the model was trained."""
         missing = self.architecture.text_len - text_BLD.shape[1]
         assert missing >= 0, f"text of {text_BLD.shape[1]} rows exceeds text_len {self.architecture.text_len}"
         return self.text_embedding(F.pad(text_BLD.to(self.dtype), (0, 0, 0, missing)))
