@@ -1,0 +1,180 @@
+"""What follows from a config: derived numbers, and the rules that hold between its sections.
+
+The schema checks each option alone; here options are checked against each other, so that a run that
+can't work ends on the command line and not minutes later inside a worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from astrolabe_ray.config.schema import ModelConfig, RolloutConfig, RunConfig
+from astrolabe_ray.errors import ConfigError
+
+PIXELS_PER_TOKEN = 16  # 8 from the VAE, 2 from the patches
+PIXELS_PER_LATENT = 8
+FRAMES_PER_LATENT_FRAME = 4
+
+
+@dataclass(frozen=True)
+class Need:
+    """Processes of one role and what each of them reserves. Example: `Need("learner rank", 2, 1, 1)`."""
+
+    role: str
+    count: int
+    num_cpus: float
+    num_gpus: float
+
+    def __str__(self) -> str:
+        gpus = f" + {self.num_gpus:g} GPU" if self.num_gpus else ""
+        return f"{self.count} x {self.role} ({self.num_cpus:g} CPU{gpus})"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Derived numbers of a run. Counts are per train step unless the name says otherwise."""
+
+    num_frames: int  # of one video
+    num_chunks: int  # of one video
+    latent_shape: tuple[int, int, int]  # T, H, W
+    tokens_per_latent_frame: int
+    num_rollouts: int
+    requests_per_group: int
+    samples_per_rank: int  # of the fullest learner rank
+    max_groups_in_flight: int
+    eval_rollouts: int  # of one evaluation
+    needs: tuple[Need, ...]
+
+    @property
+    def num_cpus(self) -> float:
+        """CPUs that the smallest form of the run reserves."""
+        return sum(need.count * need.num_cpus for need in self.needs)
+
+    @property
+    def num_gpus(self) -> float:
+        return sum(need.count * need.num_gpus for need in self.needs)
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """The plan of `config`. Raises ConfigError with a line for each rule that does not hold."""
+    broken = list(_broken_rules(config))
+    if broken:
+        raise ConfigError("\n".join(broken))
+    model, rollout = config.model, config.rollout
+    num_rollouts = rollout.num_groups * rollout.group_size
+    return Plan(
+        num_frames=FRAMES_PER_LATENT_FRAME * (model.num_latent_frames - 1) + 1,
+        num_chunks=model.num_latent_frames // model.chunk_frames,
+        latent_shape=(
+            model.num_latent_frames,
+            model.height // PIXELS_PER_LATENT,
+            model.width // PIXELS_PER_LATENT,
+        ),
+        tokens_per_latent_frame=(model.height // PIXELS_PER_TOKEN) * (model.width // PIXELS_PER_TOKEN),
+        num_rollouts=num_rollouts,
+        requests_per_group=rollout.group_size // rollout.batch_size,
+        samples_per_rank=-(-num_rollouts // config.learner.num_ranks),
+        max_groups_in_flight=(rollout.max_policy_age + 1) * rollout.num_groups,
+        eval_rollouts=config.evaluation.num_prompts * config.evaluation.rollouts_per_prompt,
+        needs=_needs(config),
+    )
+
+
+def _needs(config: RunConfig) -> tuple[Need, ...]:
+    rollout, learner = config.rollout, config.learner
+    return (
+        Need("learner rank", learner.num_ranks, learner.num_cpus, learner.num_gpus),
+        Need("rollout actor", rollout.min_actors, rollout.num_cpus, rollout.num_gpus),
+        *(
+            Need(f"reward server {reward.key}", reward.min_replicas, reward.num_cpus, reward.num_gpus)
+            for reward in config.rewards
+        ),
+    )
+
+
+def _broken_rules(config: RunConfig) -> Iterator[str]:
+    yield from _model_rules(config.model)
+    yield from _rollout_rules(config.rollout)
+    yield from _reward_rules(config)
+    num_rollouts = config.rollout.num_groups * config.rollout.group_size
+    if config.learner.num_ranks > num_rollouts:
+        yield (
+            f"learner.num_ranks {config.learner.num_ranks} is more than the {num_rollouts} rollouts of a "
+            f"step (num_groups x group_size), so ranks would idle. "
+            f"Try --config.learner.num_ranks={num_rollouts}."
+        )
+    num_timesteps = len(config.model.denoising_steps)
+    if config.algorithm.timesteps_per_sample > num_timesteps:
+        yield (
+            f"algorithm.timesteps_per_sample {config.algorithm.timesteps_per_sample} is more than the "
+            f"{num_timesteps} model.denoising_steps it draws from without replacement. "
+            f"Try --config.algorithm.timesteps_per_sample={num_timesteps}."
+        )
+
+
+def _model_rules(model: ModelConfig) -> Iterator[str]:
+    for name, size in (("height", model.height), ("width", model.width)):
+        if size % PIXELS_PER_TOKEN:
+            near = _multiples_around(size, PIXELS_PER_TOKEN)
+            yield (
+                f"model.{name} {size} is not a multiple of {PIXELS_PER_TOKEN} (8 from the VAE, 2 from the "
+                f"patches). Try --config.model.{name}={near}."
+            )
+    if model.num_latent_frames % model.chunk_frames:
+        near = _multiples_around(model.num_latent_frames, model.chunk_frames)
+        yield (
+            f"model.num_latent_frames {model.num_latent_frames} is not a multiple of model.chunk_frames "
+            f"{model.chunk_frames}. Try --config.model.num_latent_frames={near}."
+        )
+    needed = model.sink_frames + model.chunk_frames
+    if model.window_frames is not None and model.window_frames < needed:
+        yield (
+            f"model.window_frames {model.window_frames} does not hold model.sink_frames {model.sink_frames} "
+            f"+ model.chunk_frames {model.chunk_frames} = {needed}. "
+            f"Try --config.model.window_frames={needed}."
+        )
+    steps = model.denoising_steps
+    if not steps or list(steps) != sorted(set(steps), reverse=True) or not 0 < steps[-1] <= steps[0] <= 1000:
+        yield (
+            f"model.denoising_steps {list(steps)} must fall from at most 1000 to above 0, each only once, "
+            "for example --config.model.denoising_steps=1000,750,500,250."
+        )
+
+
+def _rollout_rules(rollout: RolloutConfig) -> Iterator[str]:
+    if rollout.group_size % rollout.batch_size:
+        divisors = [n for n in range(1, rollout.group_size + 1) if rollout.group_size % n == 0]
+        near = sorted(divisors, key=lambda n: (abs(n - rollout.batch_size), -n))[:2]
+        yield (
+            f"rollout.batch_size {rollout.batch_size} does not divide rollout.group_size "
+            f"{rollout.group_size}. Try --config.rollout.batch_size={' or '.join(map(str, sorted(near)))}."
+        )
+    if rollout.min_actors > rollout.max_actors:
+        yield (
+            f"rollout.min_actors {rollout.min_actors} is more than rollout.max_actors {rollout.max_actors}. "
+            f"Try --config.rollout.max_actors={rollout.min_actors}."
+        )
+
+
+def _reward_rules(config: RunConfig) -> Iterator[str]:
+    keys = [reward.key for reward in config.rewards]
+    if not keys:
+        yield "rewards is empty: there is nothing to learn from. Name at least one reward in the preset."
+    elif all(reward.weight == 0 for reward in config.rewards):
+        yield "every reward has weight 0: there is nothing to learn from. Try --config.rewards.0.weight=1."
+    for key in sorted({key for key in keys if keys.count(key) > 1}):
+        yield f"rewards names '{key}' {keys.count(key)} times. Name it once and add up the weights."
+    for index, reward in enumerate(config.rewards):
+        if reward.min_replicas > reward.max_replicas:
+            yield (
+                f"rewards.{index}.min_replicas {reward.min_replicas} ({reward.key}) is more than "
+                f"max_replicas {reward.max_replicas}. "
+                f"Try --config.rewards.{index}.max_replicas={reward.min_replicas}."
+            )
+
+
+def _multiples_around(value: int, unit: int) -> str:
+    """The multiples of `unit` below and above `value`. Example: 50 and 16 -> "48 or 64"."""
+    below = value // unit * unit
+    return f"{below} or {below + unit}" if below else f"{unit}"

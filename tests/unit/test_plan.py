@@ -1,0 +1,122 @@
+"""Derived numbers checked by hand, and rules between sections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from astrolabe_ray.config.loader import load
+from astrolabe_ray.config.plan import make_plan
+from astrolabe_ray.errors import ConfigError
+
+TINY = f"{Path(__file__).parents[2] / 'configs' / 'nft_tiny.py'}:tiny_sprites"
+
+
+def test_derived_numbers_are_those_computed_by_hand() -> None:
+    """A wrong derived number sizes buffers and schedules wrongly without any error."""
+    plan = make_plan(
+        load(
+            TINY,
+            [
+                "rollout.num_groups=3",
+                "rollout.group_size=6",
+                "rollout.batch_size=2",
+                "rollout.max_policy_age=2",
+                "learner.num_ranks=4",
+                "model.height=64",
+                "evaluation.num_prompts=5",
+                "evaluation.rollouts_per_prompt=3",
+            ],
+        )
+    )
+    assert plan.num_frames == 33  # 4 * (9 - 1) + 1
+    assert plan.num_chunks == 3
+    assert plan.latent_shape == (9, 8, 6)
+    assert plan.tokens_per_latent_frame == 12  # 4 x 3
+    assert plan.num_rollouts == 18
+    assert plan.requests_per_group == 3
+    assert plan.samples_per_rank == 5  # 18 over 4 ranks: 5, 5, 4, 4
+    assert plan.max_groups_in_flight == 9
+    assert plan.eval_rollouts == 15
+
+
+def test_needs_count_every_process_that_a_run_starts() -> None:
+    """A process left out makes the run hang in a pending placement."""
+    plan = make_plan(
+        load(
+            TINY,
+            [
+                "rollout.min_actors=2",
+                "rollout.max_actors=4",
+                "rollout.num_cpus=1",
+                "rollout.num_gpus=1",
+                "learner.num_ranks=3",
+                "learner.num_cpus=2",
+                "learner.num_gpus=1",
+                "rewards.0.min_replicas=2",
+                "rewards.0.max_replicas=2",
+                "rewards.0.num_cpus=0.5",
+                "rewards.0.num_gpus=0.5",
+                "rewards.1.num_cpus=0",
+                "rewards.2.num_cpus=0",
+            ],
+        )
+    )
+    assert plan.num_cpus == 2 * 1 + 3 * 2 + 2 * 0.5
+    assert plan.num_gpus == 2 + 3 + 2 * 0.5
+
+
+def test_the_demo_fits_two_cores() -> None:
+    """`make demo` would wait for a third core for ever."""
+    assert make_plan(load(TINY)).num_cpus <= 2
+    assert make_plan(load(TINY + "_two_ranks")).num_cpus <= 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["rollout.batch_size=3"],
+            "rollout.batch_size 3 does not divide rollout.group_size 8. "
+            "Try --config.rollout.batch_size=2 or 4.",
+        ),
+        (["model.height=50"], "Try --config.model.height=48 or 64."),
+        (["model.width=8"], "Try --config.model.width=16."),
+        (["model.window_frames=3"], "Try --config.model.window_frames=4."),
+        (["model.num_latent_frames=10"], "Try --config.model.num_latent_frames=9 or 12."),
+        (["model.denoising_steps=250,500"], "must fall from at most 1000 to above 0"),
+        (["model.denoising_steps=1000,1000,500"], "each only once"),
+        (["model.denoising_steps=1000,0"], "must fall from at most 1000 to above 0"),
+        (["model.denoising_steps=[]"], "must fall from at most 1000 to above 0"),
+        (["learner.num_ranks=65"], "Try --config.learner.num_ranks=64."),
+        (["algorithm.timesteps_per_sample=5"], "Try --config.algorithm.timesteps_per_sample=4."),
+        (["rollout.min_actors=3"], "Try --config.rollout.max_actors=3."),
+        (["rewards.1.min_replicas=2"], "Try --config.rewards.1.max_replicas=2."),
+        (["rewards.0.key=image_quality"], "rewards names 'image_quality' 2 times"),
+        (["rewards=()"], "rewards is empty"),
+        ([f"rewards.{index}.weight=0" for index in range(3)], "every reward has weight 0"),
+    ],
+)
+def test_options_that_contradict_each_other_say_a_way_out(overrides: list[str], message: str) -> None:
+    """The contradiction would show minutes later, inside a worker."""
+    with pytest.raises(ConfigError) as caught:
+        make_plan(load(TINY, overrides))
+    assert message in str(caught.value)
+
+
+def test_values_on_the_edge_of_a_rule_are_accepted() -> None:
+    """A rule that is one too strict refuses runs that work."""
+    make_plan(
+        load(
+            TINY,
+            ["model.window_frames=4", "learner.num_ranks=64", "algorithm.timesteps_per_sample=4"],
+        )
+    )
+
+
+def test_every_broken_rule_gets_its_line() -> None:
+    """People would have to run once per mistake."""
+    with pytest.raises(ConfigError) as caught:
+        make_plan(load(TINY, ["model.height=50", "rollout.batch_size=3"]))
+    assert len(str(caught.value).splitlines()) == 2
