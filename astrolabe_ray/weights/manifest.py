@@ -39,7 +39,7 @@ def lay_out(tensors: Mapping[str, Tensor]) -> tuple[tuple[TensorEntry, ...], int
 
 def checksum(buffer: np.ndarray) -> str:
     """sha256 of a contiguous uint8 array, hex."""
-    return hashlib.sha256(memoryview(buffer)).hexdigest()
+    return hashlib.sha256(buffer.data).hexdigest()
 
 
 def verify(manifest: WeightManifest, buffer: np.ndarray) -> None:

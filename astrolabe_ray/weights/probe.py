@@ -25,27 +25,13 @@ def probe_output(
     `model` is a CausalWanModel, or a PEFT model or engine around one, with the adapter to probe
     active. The input is drawn on the CPU, so that it is the same on every device. Deterministic.
     """
-    a, parameter = (
-        architecture,
-        next(p for p in model.parameters() if p.is_floating_point()),
-    )
+    a = architecture
+    device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     _, patch_height, patch_width = a.patch
-    shape = (
-        1,
-        NUM_LATENT_FRAMES,
-        a.in_channels,
-        NUM_PATCHES * patch_height,
-        NUM_PATCHES * patch_width,
-    )
-    latents = torch.randn(shape, generator=generator)
-    text = torch.randn(1, a.text_len, a.text_dim, generator=generator)
-    timesteps = torch.full((1, NUM_LATENT_FRAMES), TIMESTEP)
-    rule = ContextRule(
-        chunk_frames=NUM_LATENT_FRAMES, window_frames=None, sink_frames=0
-    )
-    device, dtype = parameter.device, parameter.dtype
-    flow = model(
-        latents.to(device, dtype), timesteps.to(device), text.to(device, dtype), rule
-    )
-    return flow.float().flatten().tolist()
+    shape = (1, NUM_LATENT_FRAMES, a.in_channels, NUM_PATCHES * patch_height, NUM_PATCHES * patch_width)
+    latents = torch.randn(shape, generator=generator).to(device)
+    text = torch.randn(1, a.text_len, a.text_dim, generator=generator).to(device)
+    timesteps = torch.full((1, NUM_LATENT_FRAMES), TIMESTEP, device=device)
+    rule = ContextRule(chunk_frames=NUM_LATENT_FRAMES, window_frames=None, sink_frames=0)
+    return model(latents, timesteps, text, rule).float().flatten().tolist()

@@ -1,0 +1,119 @@
+"""Checkpoints that are either complete or not there: files first, their manifest last, then a rename.
+
+checkpoints/checkpoint-<step>/
+  lora/adapter_model.safetensors, adapter_config.json   EMA weights, loadable by PEFT
+  adapters/{default,old,ema}.safetensors, old-<step>.safetensors   what training goes on with
+  learner/optimizer.safetensors
+  state.json      version and the controller's counters
+  manifest.json   size and sha256 of every other file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from astrolabe_ray.errors import ConfigError
+
+MANIFEST = "manifest.json"
+NAME = re.compile(r"checkpoint-\d+")
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def written_atomically(directory: Path) -> Iterator[Path]:
+    """Yield an empty folder to write into; it becomes `directory` if the block succeeds.
+
+    A `directory` that exists is replaced. After a crash at any moment `directory` is absent, the old
+    one or the new one, and complete. Raises OSError (disk full, permissions) with nothing left behind.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    draft = directory.parent / f"tmp-{directory.name}.{uuid.uuid4().hex[:8]}"
+    draft.mkdir()
+    try:
+        yield draft
+        files = sorted(path for path in draft.rglob("*") if path.is_file())
+        entries = {str(path.relative_to(draft)): _fingerprint(path) for path in files}
+        (draft / MANIFEST).write_text(json.dumps({"files": entries}, indent=1))
+        for path in (*files, draft / MANIFEST, *(p for p in draft.rglob("*") if p.is_dir()), draft):
+            _sync(path)
+        if directory.exists():
+            os.replace(directory, draft.with_suffix(".replaced"))
+        os.replace(draft, directory)
+        _sync(directory.parent)
+    finally:
+        for leftover in (draft, draft.with_suffix(".replaced")):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def what_is_wrong(directory: Path) -> str | None:
+    """Why a checkpoint can't be used, or None. Reads every byte."""
+    try:
+        entries = json.loads((directory / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return f"{MANIFEST} is missing or unreadable"
+    for name, expected in entries.items():
+        path = directory / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _fingerprint(path) != expected:
+            return f"{name} is not what was written"
+    return None
+
+
+def latest_valid(root: Path) -> Path | None:
+    """The checkpoint of the highest step under `root` that is complete; None if there is none at all.
+
+    Skips damaged ones and logs why. Raises ConfigError if there are checkpoints but all are damaged.
+    """
+    wrong: list[str] = []
+    for path in reversed(checkpoints(root)):
+        problem = what_is_wrong(path)
+        if problem is None:
+            return path
+        wrong.append(f"{path}: {problem}")
+        log.warning("skipping checkpoint %s", wrong[-1])
+    if wrong:
+        raise ConfigError(
+            f"no checkpoint under {root} can be used ({'; '.join(wrong)}). Use checkpoint.resume=never or "
+            "another folder."
+        )
+    return None
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """All checkpoint folders under `root`, by step."""
+    paths = [path for path in root.glob("checkpoint-*") if NAME.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def prune(root: Path, keep_last: int) -> None:
+    """Delete all but the newest `keep_last` checkpoints."""
+    for path in checkpoints(root)[:-keep_last]:
+        shutil.rmtree(path)
+
+
+def _fingerprint(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    """Force a file's or folder's contents to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,155 @@
+"""The learner's ranks as Ray actors: created together, called together, ended together."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from astrolabe_ray.errors import AstrolabeError, ConfigError, InfraFailure
+from astrolabe_ray.roles import BlobStore
+from astrolabe_ray.types import PublishedPolicy, StepResult, TrainBatch
+from learner.learner_worker import LearnerSpec, LearnerWorker
+
+GRACE_S = 5.0
+"""After one rank failed: time for the others' own errors to arrive, which may tell the cause."""
+
+
+class LearnerGroup:
+    """Fulfils `roles.Learner` with `learner.num_ranks` Ray actors in one placement group.
+
+    Only references and numbers pass through this process. When a rank dies the others are killed, for
+    they would wait in a collective, and InfraFailure is raised; `start` and `load` begin a new life.
+    """
+
+    def __init__(self, spec: LearnerSpec, blobs: BlobStore, *, placement_timeout_s: float) -> None:
+        self._spec, self._blobs = spec, blobs
+        self._placement_timeout_s = placement_timeout_s
+        self._placement: PlacementGroup | None = None
+        self._ranks: list[Any] = []
+        self._incarnation = 0
+        self._namespace = ""
+
+    async def start(self) -> None:
+        """Place the ranks and set them up. Raises ConfigError when the cluster has no room for them."""
+        placement = self._placement = await self._place()
+        self._namespace = f"learner-{uuid.uuid4().hex[:8]}"  # two runs, or two lives, may share a cluster
+        host = _address_of_first_bundle(placement)
+        self._ranks = [self._create(rank, placement) for rank in range(self._spec.learner.num_ranks)]
+        (port,) = await self._gather([self._ranks[0].open_store.remote(host)])
+        await self._gather([rank.setup.remote(host, port) for rank in self._ranks])
+
+    async def train(self, batch: TrainBatch) -> StepResult:
+        """Raises ValueError for a batch that was split for another number of ranks."""
+        numbers = {"step": batch.step, "seed": batch.seed, "num_samples": batch.num_samples}
+        shares = zip(self._ranks, batch.ranks, strict=True)
+        results = await self._gather([rank.train.remote(share, **numbers) for rank, share in shares])
+        return results[0]
+
+    async def publish(self, adapter: Literal["old", "ema"] = "old") -> PublishedPolicy:
+        """The buffer stays in the object store, owned by this process: it outlives the ranks."""
+        manifest_ref, buffer_ref = self._ranks[0].pack.options(num_returns=2).remote(adapter)
+        (manifest,) = await self._gather([manifest_ref])
+        return PublishedPolicy(manifest, buffer_ref)
+
+    async def probe(self, seed: int) -> list[float]:
+        return (await self._gather([rank.probe.remote(seed) for rank in self._ranks]))[0]
+
+    async def save(self, directory: Path, controller_state: Mapping[str, int]) -> None:
+        """`directory` must be on storage that rank 0 and this process share."""
+        await self._gather([rank.save.remote(directory, controller_state) for rank in self._ranks])
+
+    async def load(self, directory: Path) -> dict[str, int]:
+        self._incarnation += 1
+        return (await self._gather([r.load.remote(directory, self._incarnation) for r in self._ranks]))[0]
+
+    async def stop(self) -> None:
+        self._kill()
+
+    def _create(self, rank: int, placement: PlacementGroup) -> Any:
+        learner = self._spec.learner
+        actor = ray.remote(LearnerWorker).options(
+            name=f"learner-{rank}",
+            namespace=self._namespace,
+            num_cpus=learner.num_cpus,
+            num_gpus=learner.num_gpus,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(placement, rank),
+        )
+        return actor.remote(self._spec, rank=rank, world_size=learner.num_ranks, blobs=self._blobs)
+
+    async def _place(self) -> PlacementGroup:
+        learner = self._spec.learner
+        bundle = {"CPU": learner.num_cpus, "GPU": learner.num_gpus}
+        bundle = {resource: amount for resource, amount in bundle.items() if amount} or {"CPU": 0.001}
+        group = placement_group([bundle] * learner.num_ranks, strategy="PACK", name="learner")
+        try:
+            await asyncio.wait_for(group.ready(), self._placement_timeout_s)
+        except asyncio.TimeoutError:
+            remove_placement_group(group)
+            raise ConfigError(
+                f"no room for {learner.num_ranks} learner ranks with {bundle} each after "
+                f"{self._placement_timeout_s:g} s; free are {ray.available_resources()}. Lower "
+                "learner.num_ranks or learner.num_cpus/num_gpus, give the other roles less, or add nodes."
+            ) from None
+        return group
+
+    async def _gather(self, refs: Sequence[Any]) -> list[Any]:
+        """Results of all `refs`. On the first failure or timeout ends all ranks and raises the cause."""
+        timeout = self._spec.learner.step_timeout_s
+        tasks = [asyncio.ensure_future(_result(ref)) for ref in refs]
+        done, pending = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
+        if not pending and all(task.exception() is None for task in done):
+            return [task.result() for task in tasks]
+        if any(task.exception() is not None for task in done) and pending:
+            await asyncio.wait(pending, timeout=GRACE_S)
+        failures = [task.exception() for task in tasks if task.done() and task.exception() is not None]
+        self._kill()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise _cause(failures, timeout)
+
+    def _kill(self) -> None:
+        for rank in self._ranks:
+            ray.kill(rank)
+        self._ranks = []
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+            self._placement = None
+
+
+async def _result(ref: Any) -> Any:
+    return await ref
+
+
+def _cause(failures: Sequence[BaseException | None], timeout_s: float) -> BaseException:
+    """What to raise: our own errors first, then a dead rank, which breaks the others' connections."""
+    causes = [f.cause if isinstance(f, RayTaskError) else f for f in failures]
+    for cause in causes:
+        if isinstance(cause, AstrolabeError):
+            return cause
+    for cause in causes:
+        if isinstance(cause, RayActorError):
+            return InfraFailure(f"a learner rank died, the others were ended: {cause}")
+    if not causes:
+        return InfraFailure(
+            f"the learner did not answer within learner.step_timeout_s = {timeout_s:g} s and was ended."
+        )
+    assert causes[0] is not None
+    return causes[0]
+
+
+def _address_of_first_bundle(group: PlacementGroup) -> str:
+    """IP address of the node where rank 0 will live."""
+    node_id = placement_group_table(group)["bundles_to_node_id"][0]
+    return next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id)

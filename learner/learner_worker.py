@@ -1,0 +1,312 @@
+"""One learner rank: models, engine, behaviour versions, EMA. A plain class; `group` runs it under Ray.
+
+Legend: B samples of a microbatch, T latent frames, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from astrolabe_ray.algorithms.ema import ema_decay, ema_update_
+from astrolabe_ray.algorithms.flow_matching import warped_timesteps
+from astrolabe_ray.algorithms.old_policy import mixed, old_policy_decay
+from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig, RunConfig
+from astrolabe_ray.errors import AstrolabeError, ConfigError, WeightMismatch
+from astrolabe_ray.models.lora import add_adapters
+from astrolabe_ray.models.registry import load_transformer, resolve
+from astrolabe_ray.models.text_encoder import TextEncoder
+from astrolabe_ray.models.wan.context import ContextRule
+from astrolabe_ray.roles import BlobStore
+from astrolabe_ray.types import PolicyVersion, StepResult, TrainSample, WeightManifest
+from astrolabe_ray.weights.pack import pack
+from astrolabe_ray.weights.probe import probe_output
+from learner import checkpoint, process_group
+from learner.adapter_ring import AdapterRing
+from learner.engine import Engine
+from learner.nft_step import SampleLosses, draw, nft_step, predictor, sample_seed
+from learner.state_files import LearnerState, read_state, write_state
+
+MAX_SKIPS_IN_A_ROW = 3
+PROBE_SEED = 0
+PROBE_TOLERANCE = 5e-2  # relative; another device or dtype stays below, another model far above
+CACHED_PROMPTS = 256
+
+
+@dataclass(frozen=True)
+class LearnerSpec:
+    """The sections of a run's config that the learner needs."""
+
+    model: ModelConfig
+    lora: LoraConfig
+    algorithm: AlgorithmConfig
+    learner: LearnerConfig
+    max_policy_age: int
+    keep_last: int
+    seed: int
+
+    @classmethod
+    def of(cls, config: RunConfig) -> LearnerSpec:
+        """Raises ConfigError when a sample is to train on more timesteps than there are."""
+        steps, wanted = len(config.model.denoising_steps), config.algorithm.timesteps_per_sample
+        if wanted > steps:
+            raise ConfigError(
+                f"algorithm.timesteps_per_sample is {wanted}, but model.denoising_steps has {steps}; "
+                f"use at most {steps}."
+            )
+        return cls(
+            config.model,
+            config.lora,
+            config.algorithm,
+            config.learner,
+            config.rollout.max_policy_age,
+            config.checkpoint.keep_last,
+            config.seed,
+        )
+
+
+class LearnerWorker:
+    """Rank `rank` of `world_size`. Every rank must get the same calls in the same order."""
+
+    def __init__(self, spec: LearnerSpec, *, rank: int, world_size: int, blobs: BlobStore) -> None:
+        self.spec, self.rank, self.world_size, self._blobs = spec, rank, world_size, blobs
+        self.device = torch.device("cuda" if spec.learner.num_gpus > 0 else "cpu")
+        self.version = PolicyVersion()
+        self._store = None
+        self._timesteps = warped_timesteps(spec.model.denoising_steps, spec.model.timestep_shift)
+        self._num_moves = 0  # updates with a gradient
+        self._skips_in_a_row = 0
+        self._num_skipped = 0
+        self._published: dict[str, tuple[str, int]] = {}  # adapter -> checksum, moves when it was published
+        self._last_flat: Tensor | None = None  # published last
+        self._in_old_slot: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"learner-{self.rank}"
+
+    def open_store(self, host: str) -> int:
+        """Rank 0 only: open the ranks' meeting point and return its port."""
+        self._store = process_group.open_store(host, self.world_size)
+        return self._store.port
+
+    def setup(self, host: str = "", port: int = 0) -> None:
+        """Join the other ranks, load the models, create engine, EMA and the first behaviour version."""
+        spec, m = self.spec, self.spec.model
+        process_group.join(self.rank, self.world_size, self.device, store=self._store, address=(host, port))
+        dtype = getattr(torch, m.dtype)
+        files = resolve(m.path)
+        base = load_transformer(files, dtype, self.device)
+        base.gradient_checkpointing = spec.learner.gradient_checkpointing
+        self._architecture = base.architecture
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.seed)
+            model = add_adapters(base, spec.lora)
+        self._engine = Engine(model, spec.learner, self.device)
+        encoder = TextEncoder.load(
+            files.text_encoder, files.tokenizer, base.architecture.text_len, self.device, dtype
+        )
+        self._encode = lru_cache(CACHED_PROMPTS)(lambda prompt: encoder.encode([prompt])[0].float())
+        rule = ContextRule(m.chunk_frames, m.window_frames, m.sink_frames, m.rope)
+        self._predict = predictor(self._engine, rule, m.context_timestep)
+        self._ring = AdapterRing(spec.max_policy_age + 1)
+        default = self._engine.read("default")
+        self._ring.push(self.version, default)
+        self._old_is_default = True
+        self._ema = default.clone()
+
+    def train(
+        self, micro_batches: Sequence[Sequence[TrainSample]], *, step: int, seed: int, num_samples: int
+    ) -> StepResult:
+        """One optimizer step on this rank's share of a batch of `num_samples`.
+
+        A non-finite gradient skips the update (counted as `skipped_steps`); the version moves on, since
+        the batch is spent. Raises AstrolabeError after three such steps in a row, WeightMismatch for
+        a sample of a version that is no longer held, ValueError for a batch of another step.
+        """
+        start = time.perf_counter()
+        if step != self.version.step:
+            raise ValueError(f"a batch of step {step} arrived at step {self.version.step}")
+        sums = self._accumulate(micro_batches, seed, num_samples)
+        grad_norm = self._engine.step()
+        sums = process_group.sum_over_ranks(sums)
+        names = ("loss", "policy_loss", "kl_loss", "old_deviation")
+        metrics = {name: value / num_samples for name, value in zip(names, sums, strict=True)}
+        self._judge(grad_norm, metrics["loss"])
+        decay = self._move_on(moved=grad_norm is not None)
+        metrics |= {
+            "grad_norm": math.nan if grad_norm is None else grad_norm,
+            "skipped_steps": float(self._num_skipped),
+            "old_policy_decay": decay,
+        }
+        return StepResult(self.version, metrics, time.perf_counter() - start)
+
+    def pack(self, adapter: Literal["old", "ema"]) -> tuple[WeightManifest, np.ndarray]:
+        """The behaviour or EMA policy as one buffer.
+
+        Raises WeightMismatch when the weights did not change although an update had a gradient: then
+        training is not connected to what is published.
+        """
+        flat = self._ring.newest if adapter == "old" else self._ema
+        scale = self.spec.lora.alpha / self.spec.lora.rank
+        manifest, buffer = pack(self._engine.named(flat), version=self.version, lora_scale=scale)
+        checksum, moves = self._published.get(adapter, ("", 0))
+        if manifest.checksum == checksum and self._num_moves > moves:
+            raise WeightMismatch(
+                f"policy {self.version} is bitwise the one published {self._num_moves - moves} updates ago, "
+                "though their gradients were not zero. Raise learner.lr if it is below float32 resolution."
+            )
+        self._published[adapter] = (manifest.checksum, self._num_moves)
+        self._last_flat = flat
+        return manifest, buffer
+
+    def probe(self, seed: int) -> list[float]:
+        """Output on a fixed input of the policy that was packed last (on rank 0, whose answer counts)."""
+        self._engine.write("old", self._ring.newest if self._last_flat is None else self._last_flat)
+        self._in_old_slot = None
+        with self._engine.using("old"):
+            return probe_output(self._engine.model, self._architecture, seed)
+
+    def save(self, directory: Path, controller: Mapping[str, int]) -> None:
+        """Rank 0 writes a checkpoint atomically and prunes old ones; the others take part in gathering."""
+        moments, num_updates = self._engine.optimizer_state()
+        state = LearnerState(
+            version=self.version,
+            default=self._engine.read("default"),
+            ema=self._ema,
+            ring=tuple((version.step, flat) for version, flat in self._ring.items()),
+            old_is_default=self._old_is_default,
+            moments=moments,
+            num_updates=num_updates,
+            probe=probe_output(self._engine.model, self._architecture, PROBE_SEED),
+            controller=dict(controller),
+        )
+        if self.rank == 0:
+            settings = self._engine.model.peft_config["default"]
+            with checkpoint.written_atomically(directory) as folder:
+                write_state(state, folder, named=self._engine.named, peft_config=settings)
+            checkpoint.prune(directory.parent, self.spec.keep_last)
+
+    def load(self, directory: Path, incarnation: int) -> dict[str, int]:
+        """Continue from a checkpoint as incarnation `incarnation` or the saved one's next, if higher.
+
+        Any number of ranks and any ZeRO stage. Raises ConfigError when it is damaged or was made with
+        another LoRA rank or base model.
+        """
+        problem = checkpoint.what_is_wrong(directory)
+        if problem is not None:
+            raise ConfigError(f"checkpoint {directory} can't be used: {problem}.")
+        state = read_state(directory, flat=self._engine.flat)
+        self._engine.write("default", state.default)
+        self._engine.load_optimizer_state(state.moments, state.num_updates)
+        self._check_base(directory, state.probe)
+        life = max(incarnation, state.version.incarnation + 1)
+        self.version = replace(state.version, incarnation=life)
+        self._ring.replace((PolicyVersion(life, step), flat) for step, flat in state.ring[-self._ring.size :])
+        self._ema = state.ema
+        self._old_is_default = state.old_is_default
+        self._published.clear()
+        self._last_flat = self._in_old_slot = None
+        return state.controller
+
+    def stop(self) -> None:
+        process_group.leave()
+
+    def _accumulate(
+        self, micro_batches: Sequence[Sequence[TrainSample]], seed: int, num_samples: int
+    ) -> list[float]:
+        """Gradients of the mean loss over the whole batch; this rank's sums of the four losses."""
+        num_draws = self.spec.algorithm.timesteps_per_sample
+        weight = self.world_size / (num_samples * num_draws)  # the engine averages over ranks
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        for number, samples in enumerate(micro_batches):
+            last_batch = number == len(micro_batches) - 1
+            for losses, last_draw in self._losses(samples, seed):
+                self._engine.backward(losses.total.sum() * weight, last=last_batch and last_draw)
+                parts = (losses.total.detach(), losses.policy, losses.kl, losses.old_deviation)
+                sums += torch.stack([part.double().sum() for part in parts]) / num_draws
+        return sums.tolist()
+
+    def _losses(self, samples: Sequence[TrainSample], seed: int) -> Iterator[tuple[SampleLosses, bool]]:
+        """Losses at each draw of a microbatch, and whether it is the last one."""
+        version = samples[0].policy_version
+        if any(sample.policy_version != version for sample in samples):
+            raise ValueError("the samples of a microbatch must come from one policy version")
+        old = self._ring.get(version)
+        on_policy = self._old_is_default and version == self.version
+        if not on_policy:
+            self._load_old(old)
+        x0 = torch.stack([latents(self._blobs.get(sample.latents)) for sample in samples]).to(self.device)
+        text = torch.stack([self._encode(sample.prompt) for sample in samples])
+        advantage = torch.tensor([sample.advantage for sample in samples], device=self.device)
+        seeds = [sample_seed(seed, self.version.step, sample.rollout_id) for sample in samples]
+        draws = draw(seeds, x0.shape[1:], self._timesteps, self.spec.algorithm.timesteps_per_sample)
+        for number, at in enumerate(draws):
+            losses = nft_step(
+                self._predict,
+                x0,
+                text,
+                advantage,
+                at.to(self.device),
+                algorithm=self.spec.algorithm,
+                on_policy=on_policy,
+            )
+            yield losses, number == len(draws) - 1
+
+    def _judge(self, grad_norm: float | None, loss: float) -> None:
+        """Count skipped updates; three in a row are no accident."""
+        if grad_norm is not None:
+            self._skips_in_a_row = 0
+            self._num_moves += grad_norm > 0
+            return
+        self._skips_in_a_row += 1
+        self._num_skipped += 1
+        if self._skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
+            raise AstrolabeError(
+                f"the gradient was not finite in {self._skips_in_a_row} steps in a row (loss {loss}). Lower "
+                "learner.lr, or resume from an earlier checkpoint, and look at the rewards."
+            )
+
+    def _move_on(self, *, moved: bool) -> float:
+        """Next version: mix the behaviour policy and the EMA. Returns the old policy's decay."""
+        step = self.version.step
+        self.version = replace(self.version, step=step + 1)
+        default = self._engine.read("default")
+        decay = old_policy_decay(self.spec.algorithm.old_policy_decay, step + 1)
+        self._ring.push(self.version, mixed(self._ring.newest, default, decay))
+        self._old_is_default = decay == 0
+        if moved:
+            ema_update_(self._ema, default, decay=ema_decay(step, maximum=self.spec.algorithm.ema_decay))
+        return decay
+
+    def _load_old(self, flat: Tensor) -> None:
+        if self._in_old_slot is not flat:
+            self._engine.write("old", flat)
+            self._in_old_slot = flat
+
+    def _check_base(self, directory: Path, expected: list[float]) -> None:
+        actual = probe_output(self._engine.model, self._architecture, PROBE_SEED)
+        if len(actual) != len(expected) or math.dist(actual, expected) > PROBE_TOLERANCE * math.hypot(
+            *expected
+        ):
+            raise ConfigError(
+                f"checkpoint {directory} was made with another base model than {self.spec.model.path}: the "
+                "same adapter gives another output. Resume with the model.path it was trained with."
+            )
+
+
+def latents(array: object) -> Tensor:
+    """float32 tensor of a latents payload: float32, or bfloat16 bits as uint16. Raises TypeError."""
+    if isinstance(array, np.ndarray) and array.dtype == np.uint16:
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).float()
+    if isinstance(array, np.ndarray) and array.dtype == np.float32:
+        return torch.from_numpy(array.copy())
+    raise TypeError(f"latents must be a float32 or uint16 array, got {getattr(array, 'dtype', type(array))}")

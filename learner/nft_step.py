@@ -1,0 +1,130 @@
+"""The maths of one forward of a train step: noise, three predictions, the loss of each sample.
+
+What a sample contributes depends on its id, the batch's seed and the step alone, never on the rank
+or the microbatch that it lands in, so that any split gives the same update.
+
+Legend: B samples of a microbatch, T latent frames, C channels, H height, W width, L text tokens, D dim.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from astrolabe_ray.algorithms.flow_matching import NUM_TIMESTEPS, add_noise, flow_to_x0
+from astrolabe_ray.algorithms.kl import squared_distance
+from astrolabe_ray.algorithms.nft_loss import nft_loss, nft_weight
+from astrolabe_ray.config.schema import AlgorithmConfig
+from astrolabe_ray.models.wan.context import ContextRule
+
+Policy = Literal["default", "old", "reference"]
+
+
+class Predict(Protocol):
+    """Flow [B, T, C, H, W] of a policy; with gradients only for `default`."""
+
+    def __call__(
+        self, policy: Policy, noisy: Tensor, t_BT: Tensor, text: Tensor, clean: Tensor | None
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Where on the noise schedule one forward looks, and with which noise."""
+
+    timestep_B: Tensor  # [B], in (0, 1000]
+    noise_BTCHW: Tensor
+
+    def to(self, device: torch.device) -> Draw:
+        return Draw(self.timestep_B.to(device), self.noise_BTCHW.to(device))
+
+
+@dataclass(frozen=True)
+class SampleLosses:
+    """Per sample [B]; only `total` carries gradients."""
+
+    total: Tensor
+    policy: Tensor
+    kl: Tensor
+    old_deviation: Tensor  # mean square of (default - old) in x0-space
+
+
+def sample_seed(batch_seed: int, step: int, rollout_id: str) -> int:
+    """63-bit seed of one sample's training noise in one step."""
+    digest = hashlib.sha256(f"{batch_seed}/{step}/{rollout_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def draw(
+    seeds: Sequence[int], frame_shape: Sequence[int], timesteps: Sequence[float], num_draws: int
+) -> list[Draw]:
+    """`num_draws` draws for a microbatch with one seed per sample, on the CPU.
+
+    A sample's timesteps are distinct members of `timesteps`, each equally likely; its noise has shape
+    `frame_shape` (T, C, H, W).
+    """
+    table = torch.tensor(timesteps, dtype=torch.float32)
+    chosen, noise = [], []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        chosen.append(table[torch.randperm(len(table), generator=generator)[:num_draws]])
+        noise.append(torch.randn(num_draws, *frame_shape, generator=generator))
+    times, noises = torch.stack(chosen, dim=1), torch.stack(noise, dim=1)
+    return [Draw(t, eps) for t, eps in zip(times, noises, strict=True)]
+
+
+def nft_step(
+    predict: Predict,
+    x0_BTCHW: Tensor,
+    text_BLD: Tensor,
+    advantage_B: Tensor,
+    at: Draw,
+    *,
+    algorithm: AlgorithmConfig,
+    on_policy: bool,
+) -> SampleLosses:
+    """Losses of one microbatch at one draw; all tensors on one device, float32.
+
+    `on_policy`: the behaviour policy has bitwise the weights of `default`, so its prediction needs no
+    forward of its own. The forwards without gradients come first, so that switching adapters never
+    meets a graph under construction.
+    """
+    sigma = (at.timestep_B / NUM_TIMESTEPS).view(-1, 1, 1, 1, 1)
+    noisy = add_noise(x0_BTCHW, at.noise_BTCHW, sigma)
+    t_BT = at.timestep_B[:, None].expand(-1, x0_BTCHW.shape[1])
+    clean = x0_BTCHW if algorithm.clean_context else None
+
+    def x0_of(policy: Policy) -> Tensor:
+        return flow_to_x0(noisy, predict(policy, noisy, t_BT, text_BLD, clean), sigma)
+
+    old = None if on_policy else x0_of("old")
+    reference = x0_of("reference") if algorithm.kl_coef > 0 else None
+    new = x0_of("default")
+    old = new.detach() if old is None else old
+    weight_B = nft_weight(advantage_B, adv_clip_max=algorithm.adv_clip_max)
+    policy_B = nft_loss(new, old, x0_BTCHW, weight_B, nft_beta=algorithm.nft_beta)
+    kl_B = torch.zeros_like(policy_B) if reference is None else squared_distance(new, reference)
+    return SampleLosses(
+        total=policy_B + algorithm.kl_coef * kl_B,
+        policy=policy_B.detach(),
+        kl=kl_B.detach(),
+        old_deviation=squared_distance(new.detach(), old),
+    )
+
+
+def predictor(engine, context: ContextRule, context_timestep: float) -> Predict:
+    """Predictions of the three policies that live in one PEFT model under `engine`."""
+
+    def predict(policy: Policy, noisy: Tensor, t_BT: Tensor, text: Tensor, clean: Tensor | None) -> Tensor:
+        arguments = (noisy, t_BT, text, context, clean, context_timestep)
+        if policy == "default":
+            return engine(*arguments)
+        with torch.no_grad(), engine.using(policy):
+            return engine.model(*arguments)
+
+    return predict

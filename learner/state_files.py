@@ -1,0 +1,90 @@
+"""What a learner must remember to continue as if it had never stopped, and how it lies in a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import PeftConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.types import PolicyVersion
+
+Named = Callable[[Tensor], dict[str, Tensor]]
+"""Views of a flat vector by tensor name."""
+
+
+@dataclass(frozen=True)
+class LearnerState:
+    """Flat vectors as in `engine`; nothing depends on the number of ranks or on the ZeRO stage."""
+
+    version: PolicyVersion
+    default: Tensor
+    ema: Tensor
+    ring: tuple[tuple[int, Tensor], ...]  # (step, behaviour policy), oldest first
+    old_is_default: bool  # the newest behaviour policy has bitwise the weights of `default`
+    moments: dict[str, Tensor]  # of Adam
+    num_updates: int  # that Adam has made; less than the step if some were skipped
+    probe: list[float]  # output of `default`, which tells another base model
+    controller: dict[str, int]
+
+
+def write_state(state: LearnerState, folder: Path, *, named: Named, peft_config: PeftConfig) -> None:
+    """Write everything but the manifest."""
+    for name in ("lora", "adapters", "learner"):
+        (folder / name).mkdir()
+    write_lora(named(state.ema), folder / "lora", peft_config)
+    *earlier, (_, newest) = state.ring
+    flats = {"default": state.default, "ema": state.ema, "old": newest} | {
+        f"old-{step}": f for step, f in earlier
+    }
+    for name, flat in flats.items():
+        save_file(named(flat), folder / "adapters" / f"{name}.safetensors")
+    save_file(state.moments, folder / "learner" / "optimizer.safetensors")
+    facts = {
+        "step": state.version.step,
+        "incarnation": state.version.incarnation,
+        "earlier_steps": [step for step, _ in earlier],
+        "newest_step": state.ring[-1][0],
+        "old_is_default": state.old_is_default,
+        "num_updates": state.num_updates,
+        "probe": state.probe,
+        "controller": state.controller,
+    }
+    (folder / "state.json").write_text(json.dumps(facts, indent=1))
+
+
+def read_state(folder: Path, *, flat: Callable[[Mapping[str, Tensor]], Tensor]) -> LearnerState:
+    """Inverse of `write_state`; `flat` joins named tensors. Raises ConfigError for missing files."""
+
+    def adapter(name: str) -> Tensor:
+        return flat(load_file(folder / "adapters" / f"{name}.safetensors"))
+
+    try:
+        facts = json.loads((folder / "state.json").read_text())
+        earlier = [(step, adapter(f"old-{step}")) for step in facts["earlier_steps"]]
+        return LearnerState(
+            version=PolicyVersion(facts["incarnation"], facts["step"]),
+            default=adapter("default"),
+            ema=adapter("ema"),
+            ring=(*earlier, (facts["newest_step"], adapter("old"))),
+            old_is_default=facts["old_is_default"],
+            moments=load_file(folder / "learner" / "optimizer.safetensors"),
+            num_updates=facts["num_updates"],
+            probe=facts["probe"],
+            controller=facts["controller"],
+        )
+    except (FileNotFoundError, KeyError) as missing:
+        raise ConfigError(f"{folder} is not a checkpoint of this project: {missing} is missing.") from None
+
+
+def write_lora(tensors: Mapping[str, Tensor], folder: Path, peft_config: PeftConfig) -> None:
+    """An adapter as PEFT loads it: `PeftModel.from_pretrained(base, folder)`."""
+    named = {f"base_model.model.{name}.weight": tensor for name, tensor in tensors.items()}
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = {k: sorted(v) if isinstance(v, set) else v for k, v in peft_config.to_dict().items()}
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"inference_mode": True}, indent=1))
