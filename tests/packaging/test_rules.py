@@ -13,8 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("astrolabe_ray", "actors", "learner", "reward_servers")
-SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")) + [
-    ROOT / "launch.py"
+SOURCES = [
+    *sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")),
+    ROOT / "launch.py",
 ]
 REMOTE_CALLS_ALLOWED = {
     "actors/pool.py",
