@@ -1,0 +1,157 @@
+"""The command line: what can be typed. What is done stands in one file per command."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from astrolabe_ray.cli.wiring import Wiring
+from astrolabe_ray.config.overrides import PREFIX
+from astrolabe_ray.errors import ConfigError
+
+EPILOG_TRAIN = """
+Examples:
+
+  python launch.py train --config configs/nft_tiny.py:tiny_sprites
+
+  python launch.py train --config configs/nft_tiny.py:tiny_sprites --dry-run
+
+  python launch.py train --config configs/nft_tiny.py:tiny_sprites --config.num_steps=20
+
+A run writes a folder under logs/ with its report, metrics, videos and checkpoints.
+Exit codes: 0 done or stopped on request, 1 failed, 2 the config asks for something that can't be done.
+"""
+
+_PASSES_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+ConfigOption = Annotated[
+    str, typer.Option("--config", metavar="FILE.py:PRESET", help="Config file and the preset in it.")
+]
+
+
+def overrides_in(arguments: list[str], known: tuple[str, ...]) -> list[str]:
+    """The `--config.KEY=VALUE` of a command line, also when written `--config.KEY VALUE`.
+
+    Raises ConfigError for anything else, naming the likeliest of the `known` options.
+    """
+    found: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith(PREFIX):
+            meant = difflib.get_close_matches(argument.split("=")[0], known, n=1)
+            hint = (
+                f"did you mean {meant[0]}?" if meant else f"options are {', '.join(known)}, {PREFIX}KEY=VALUE"
+            )
+            raise ConfigError(f"there is no option '{argument}'; {hint}")
+        found.append(argument if "=" in argument else f"{argument}={next(rest, '')}")
+    return found
+
+
+def make_app(wiring: Wiring) -> typer.Typer:
+    """All commands of launch.py."""
+    app = typer.Typer(
+        help="Reinforcement learning for causal video diffusion, as separate roles on Ray.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    _add_train(app, wiring)
+    _add_pretrain(app)
+    _add_rewards(app, wiring)
+    _add_report(app)
+    _add_configs(app)
+    return app
+
+
+def _add_train(app: typer.Typer, wiring: Wiring) -> None:
+    @app.command(context_settings=_PASSES_OVERRIDES, epilog=EPILOG_TRAIN)
+    def train(
+        context: typer.Context,
+        config: ConfigOption,
+        dry_run: Annotated[
+            bool,
+            typer.Option("--dry-run", help="Check everything, print the plan and stop before Ray starts."),
+        ] = False,
+    ) -> None:
+        """Align a model with rewards. Any option of the config can follow as --config.KEY=VALUE."""
+        from astrolabe_ray.cli.train import train as run
+
+        run(config, overrides_in(context.args, ("--config", "--dry-run")), dry_run=dry_run, wiring=wiring)
+
+
+def _add_pretrain(app: typer.Typer) -> None:
+    @app.command()
+    def pretrain(
+        parts: Annotated[list[str], typer.Argument(metavar="PART...", help="Parts to train, or `all`.")],
+        seed: Annotated[int, typer.Option(min=0, help="Root of all randomness.")] = 0,
+        out: Annotated[
+            Path, typer.Option(help="Folder of the model; parts that are not trained must be there.")
+        ] = Path("logs/pretrained"),
+    ) -> None:
+        """Train the parts of the embedded sprites model from nothing (minutes to an hour on two cores)."""
+        from astrolabe_ray.cli.pretrain import pretrain as run
+
+        run(parts, seed=seed, out=out)
+
+
+def _add_rewards(app: typer.Typer, wiring: Wiring) -> None:
+    rewards = typer.Typer(
+        help="Reward servers that outlive a run and are shared by runs.", no_args_is_help=True
+    )
+    app.add_typer(rewards, name="rewards")
+
+    @rewards.command(context_settings=_PASSES_OVERRIDES)
+    def up(context: typer.Context, config: ConfigOption) -> None:
+        """Start the reward servers of a config on the cluster of RAY_ADDRESS; keeps what already runs."""
+        from astrolabe_ray.cli.rewards import up as run
+
+        run(config, overrides_in(context.args, ("--config",)), wiring)
+
+    @rewards.command(context_settings=_PASSES_OVERRIDES)
+    def status(context: typer.Context, config: ConfigOption) -> None:
+        """List the reward servers that run."""
+        from astrolabe_ray.cli.rewards import status as run
+
+        run(config, overrides_in(context.args, ("--config",)), wiring)
+
+    @rewards.command(context_settings=_PASSES_OVERRIDES)
+    def down(context: typer.Context, config: ConfigOption) -> None:
+        """Stop the reward servers, also for other runs that use them."""
+        from astrolabe_ray.cli.rewards import down as run
+
+        run(config, overrides_in(context.args, ("--config",)), wiring)
+
+
+def _add_report(app: typer.Typer) -> None:
+    @app.command()
+    def report(
+        run_dir: Annotated[Path, typer.Argument(help="Folder of a run, as `train` prints it.")],
+    ) -> None:
+        """Write the report page of a run again from the files in its folder."""
+        from astrolabe_ray.cli.report import report as run
+
+        run(run_dir)
+
+
+def _add_configs(app: typer.Typer) -> None:
+    configs = typer.Typer(help="The presets that there are, and what is in them.", no_args_is_help=True)
+    app.add_typer(configs, name="configs")
+
+    @configs.command("list")
+    def list_() -> None:
+        """Every preset of the shipped config files with its first line of description."""
+        from astrolabe_ray.cli.configs import list_presets
+
+        list_presets()
+
+    @configs.command(context_settings=_PASSES_OVERRIDES)
+    def show(
+        context: typer.Context, preset: Annotated[str, typer.Argument(metavar="FILE.py:PRESET")]
+    ) -> None:
+        """Every option of a preset as it would run, overrides included, and the plan that follows."""
+        from astrolabe_ray.cli.configs import show_preset
+
+        show_preset(preset, overrides_in(context.args, ()))

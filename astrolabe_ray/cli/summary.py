@@ -1,0 +1,28 @@
+"""A plan in a few lines for people."""
+
+from __future__ import annotations
+
+from astrolabe_ray.config.plan import Plan
+from astrolabe_ray.config.schema import RunConfig
+
+
+def plan_lines(config: RunConfig, plan: Plan) -> list[str]:
+    """What a run will do and what it needs, aligned in two columns."""
+    model, rollout = config.model, config.rollout
+    frames, height, width = plan.latent_shape
+    rewards = ", ".join(f"{reward.weight:g} {reward.key}" for reward in config.rewards)
+    rows = {
+        "run": f"{config.name}, seed {config.seed}, {config.num_steps} steps",
+        "model": f"{model.path}, {plan.num_frames} frames of {model.height}x{model.width} at {model.fps} fps",
+        "latents": f"{frames} x {height} x {width} in {plan.num_chunks} chunks, "
+        f"{plan.tokens_per_latent_frame} tokens a latent frame",
+        "step": f"{rollout.num_groups} prompts x {rollout.group_size} rollouts = {plan.num_rollouts}, "
+        f"policy age at most {rollout.max_policy_age}",
+        "rewards": rewards,
+        "learner": f"{config.learner.num_ranks} ranks, ZeRO {config.learner.zero_stage}, "
+        f"at most {plan.samples_per_rank} rollouts each",
+        "evaluation": f"{plan.eval_rollouts} held-out videos",
+        "needs": "; ".join(str(need) for need in plan.needs),
+        "in total": f"{plan.num_cpus:g} CPUs, {plan.num_gpus:g} GPUs",
+    }
+    return [f"{name:>10}  {text}" for name, text in rows.items()]
