@@ -42,9 +42,8 @@ def overrides_in(arguments: list[str], known: tuple[str, ...]) -> list[str]:
     for argument in rest:
         if not argument.startswith(PREFIX):
             meant = difflib.get_close_matches(argument.split("=")[0], known, n=1)
-            hint = (
-                f"did you mean {meant[0]}?" if meant else f"options are {', '.join(known)}, {PREFIX}KEY=VALUE"
-            )
+            options = ", ".join((*known, f"{PREFIX}KEY=VALUE"))
+            hint = f"did you mean {meant[0]}?" if meant else f"there is {options}"
             raise ConfigError(f"there is no option '{argument}'; {hint}")
         found.append(argument if "=" in argument else f"{argument}={next(rest, '')}")
     return found

@@ -19,7 +19,7 @@ def plan_lines(config: RunConfig, plan: Plan) -> list[str]:
         "step": f"{rollout.num_groups} prompts x {rollout.group_size} rollouts = {plan.num_rollouts}, "
         f"policy age at most {rollout.max_policy_age}",
         "rewards": rewards,
-        "learner": f"{config.learner.num_ranks} ranks, ZeRO {config.learner.zero_stage}, "
+        "learner": f"ranks: {config.learner.num_ranks}, ZeRO {config.learner.zero_stage}, "
         f"at most {plan.samples_per_rank} rollouts each",
         "evaluation": f"{plan.eval_rollouts} held-out videos",
         "needs": "; ".join(str(need) for need in plan.needs),

@@ -25,6 +25,7 @@ def test_derived_numbers_are_those_computed_by_hand() -> None:
                 "rollout.max_policy_age=2",
                 "learner.num_ranks=4",
                 "model.height=64",
+                "model.width=48",
                 "evaluation.num_prompts=5",
                 "evaluation.rollouts_per_prompt=3",
             ],
