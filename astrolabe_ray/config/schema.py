@@ -25,9 +25,9 @@ class ModelConfig(Section):
     """Model directory (transformer/, vae/, text_encoder/, tokenizer/) or `builtin:sprites`."""
     num_latent_frames: int = Field(default=9, gt=0)
     """Latent frames of one video; T latent frames are 4 (T - 1) + 1 frames."""
-    height: int = Field(default=48, gt=0)
+    height: int = Field(default=32, gt=0)
     """Pixels; a multiple of 16 (8 from the VAE, 2 from the patches)."""
-    width: int = Field(default=48, gt=0)
+    width: int = Field(default=32, gt=0)
     fps: int = Field(default=8, gt=0)
     chunk_frames: int = Field(default=3, gt=0)
     """Latent frames generated together."""

@@ -1,0 +1,35 @@
+"""Which prompt a group rolls out and which seed each of its rollouts gets: pure functions of numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from functools import lru_cache
+
+
+class GroupSampler:
+    """Deals out prompts by dispatch number: every prompt once a pass, each pass in a new order.
+
+    The same number always gives the same prompt, so a resumed or repeated run sees the same ones.
+    """
+
+    def __init__(self, prompts: Sequence[str], seed: int) -> None:
+        self._prompts, self._seed = tuple(prompts), seed
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def prompt(self, number: int) -> str:
+        """Prompt of the group with dispatch number `number`, counted from 0."""
+        pass_number, position = divmod(number, len(self._prompts))
+        return self._prompts[self._order(pass_number)[position]]
+
+    def _shuffled(self, pass_number: int) -> list[int]:
+        order = list(range(len(self._prompts)))
+        random.Random(f"{self._seed}/{pass_number}").shuffle(order)
+        return order
+
+
+def rollout_seed(run_seed: int, step: int, group: int, index: int) -> int:
+    """63-bit seed of one rollout: the same wherever and whenever it is made."""
+    digest = hashlib.sha256(f"{run_seed}/{step}/{group}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,31 @@
+"""Prompt files, and the caption lists of the embedded world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from astrolabe_ray.data.sprites.captions import heldout_captions, train_captions
+from astrolabe_ray.errors import ConfigError
+
+BUILTIN = {"builtin:sprites/train": train_captions, "builtin:sprites/heldout": heldout_captions}
+
+
+def load_prompts(source: str) -> list[str]:
+    """Prompts of a text file (one a line, blank lines skipped) or of a built-in list.
+
+    Raises ConfigError when the file can't be read or holds no prompt.
+    """
+    if source in BUILTIN:
+        return [str(caption) for caption in BUILTIN[source]()]
+    if source.startswith("builtin:"):
+        raise ConfigError(f"there is no prompt list '{source}'; use {' or '.join(BUILTIN)} or a text file.")
+    try:
+        lines = Path(source).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as reason:
+        raise ConfigError(
+            f"can't read the prompt file {source}: {reason}. It must be a UTF-8 text file with one prompt a line."
+        ) from reason
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ConfigError(f"the prompt file {source} holds no prompt; write one prompt a line.")
+    return prompts
