@@ -6,12 +6,12 @@ Heavy imports happen inside these functions, after everything that can be checke
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astrolabe_ray.cli.app import make_app
-from astrolabe_ray.cli.wiring import RewardServers, Wiring
+from astrolabe_ray.cli.wiring import ServerLine, Wiring
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.errors import ConfigError
 
@@ -24,8 +24,7 @@ def main() -> None:
     try:
         make_app(WIRING)()
     except ConfigError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        print("error: " + str(error).replace("\n", "\n       "), file=sys.stderr)
         sys.exit(2)
 
 
@@ -48,11 +47,53 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def make_roles(config: RunConfig) -> Roles:
-    raise NotImplementedError
+    from actors.pool import RayRolloutPool
+    from astrolabe_ray.run import Roles
+    from astrolabe_ray.runtime.gallery import RayGallery
+    from astrolabe_ray.runtime.object_store import RayBlobStore
+    from learner.group import LearnerGroup
+    from learner.learner_worker import LearnerSpec
+    from reward_servers.pool import ServeRewardPool
+
+    return Roles(
+        rollouts=RayRolloutPool(config),
+        rewards=ServeRewardPool(config.rewards, keep_servers=config.cluster.keep_reward_servers),
+        learner=LearnerGroup(
+            LearnerSpec.of(config), RayBlobStore(), placement_timeout_s=config.cluster.placement_timeout_s
+        ),
+        gallery=RayGallery(),
+    )
 
 
-def reward_servers(config: RunConfig) -> RewardServers:
-    raise NotImplementedError
+def start_rewards(config: RunConfig) -> None:
+    from reward_servers.app import ServerSpec
+    from reward_servers.deploy import ensure
+
+    for reward in config.rewards:
+        ensure(ServerSpec.of(reward))
+
+
+def stop_rewards(config: RunConfig) -> None:
+    from reward_servers.app import ServerSpec
+    from reward_servers.deploy import down, status
+
+    running = {server.name for server in status()}
+    wanted = [ServerSpec.of(reward).app_name for reward in config.rewards]
+    down([name for name in wanted if name in running])
+
+
+def running_rewards(config: RunConfig) -> Collection[str]:
+    from reward_servers.app import ServerSpec
+    from reward_servers.deploy import status
+
+    running = {server.name for server in status() if server.status == "RUNNING"}
+    return [reward.key for reward in config.rewards if ServerSpec.of(reward).app_name in running]
+
+
+def reward_servers() -> Sequence[ServerLine]:
+    from reward_servers.deploy import status
+
+    return [ServerLine(server.name, server.status, server.num_replicas) for server in status()]
 
 
 WIRING = Wiring(
@@ -60,6 +101,9 @@ WIRING = Wiring(
     checkpoint_problem=checkpoint_problem,
     latest_checkpoint=latest_checkpoint,
     make_roles=make_roles,
+    start_rewards=start_rewards,
+    stop_rewards=stop_rewards,
+    running_rewards=running_rewards,
     reward_servers=reward_servers,
 )
 

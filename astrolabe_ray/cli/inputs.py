@@ -9,6 +9,7 @@ from pathlib import Path
 from astrolabe_ray.config.schema import CheckpointConfig, LoggingConfig, RewardConfig, RunConfig
 from astrolabe_ray.data.prompts import load_prompts
 from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.models.files import resolve
 
 
 def check_rewards(rewards: Collection[RewardConfig], scorer_keys: Collection[str]) -> None:
@@ -27,8 +28,6 @@ def check_files(config: RunConfig) -> None:
     """Raises ConfigError naming the prompt file or model file that is missing or unreadable."""
     load_prompts(config.data.train_prompts)
     load_prompts(config.data.heldout_prompts)
-    from astrolabe_ray.models.registry import resolve  # loads torch: last, so that other errors come fast
-
     resolve(config.model.path)
 
 

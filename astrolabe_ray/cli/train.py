@@ -11,7 +11,7 @@ from astrolabe_ray.cli.inputs import check_files, check_log_dir, check_rewards, 
 from astrolabe_ray.cli.summary import plan_lines
 from astrolabe_ray.cli.wiring import Wiring
 from astrolabe_ray.config.loader import load
-from astrolabe_ray.config.plan import Plan, make_plan
+from astrolabe_ray.config.plan import make_plan
 from astrolabe_ray.config.schema import RunConfig
 
 

@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
-from astrolabe_ray.config.schema import RewardConfig, RunConfig
+from astrolabe_ray.config.schema import RunConfig
+
+if TYPE_CHECKING:
+    from astrolabe_ray.run import Roles
 
 
-class RewardServers(Protocol):
-    """The reward servers of a cluster as an operator sees them."""
+@dataclass(frozen=True)
+class ServerLine:
+    """A reward server as an operator sees it. Example: `ServerLine("reward-clip-1a2b", "RUNNING", 1)`."""
 
-    def up(self, rewards: Sequence[RewardConfig]) -> list[str]:
-        """Start what is not running yet; a line about each server."""
-        ...
-
-    def status(self) -> list[str]:
-        """A line about each running server."""
-        ...
-
-    def down(self) -> list[str]:
-        """Stop them all; a line about each."""
-        ...
+    name: str
+    status: str
+    num_replicas: int
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,14 @@ class Wiring:
     """Why a checkpoint folder can't be used, or None."""
     latest_checkpoint: Callable[[Path], Path | None]
     """Newest valid checkpoint in a folder of them."""
-    make_roles: Callable[[RunConfig], Any]
-    """The roles of a run (`astrolabe_ray.run.Roles`), not started. Needs a connection to Ray."""
-    reward_servers: Callable[[RunConfig], RewardServers]
-    """Needs a connection to Ray."""
+
+    # Those below need a connection to Ray.
+    make_roles: Callable[[RunConfig], Roles]
+    """The roles of a run, not started."""
+    start_rewards: Callable[[RunConfig], None]
+    """Start the reward servers of a config that do not run yet."""
+    stop_rewards: Callable[[RunConfig], None]
+    running_rewards: Callable[[RunConfig], Collection[str]]
+    """Keys of the config's rewards whose server runs already."""
+    reward_servers: Callable[[], Sequence[ServerLine]]
+    """All reward servers of the cluster."""

@@ -1,0 +1,63 @@
+"""`rewards up`, `rewards status` and `rewards down`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import typer
+
+from astrolabe_ray.cli.inputs import check_rewards
+from astrolabe_ray.cli.wiring import Wiring
+from astrolabe_ray.config.loader import load
+from astrolabe_ray.config.schema import RunConfig
+from astrolabe_ray.errors import ConfigError
+
+
+def up(spec: str, overrides: Sequence[str], wiring: Wiring) -> None:
+    """Start what does not run yet. Raises ConfigError where there is no cluster to leave servers on."""
+    config = load(spec, overrides)
+    check_rewards(config.rewards, wiring.scorer_keys())
+    with _joined(config):
+        wiring.start_rewards(config)
+        _print_servers(wiring)
+
+
+def status(spec: str, overrides: Sequence[str], wiring: Wiring) -> None:
+    """Print every reward server of the cluster."""
+    with _joined(load(spec, overrides)):
+        _print_servers(wiring)
+
+
+def down(spec: str, overrides: Sequence[str], wiring: Wiring) -> None:
+    """Stop the reward servers of the config."""
+    config = load(spec, overrides)
+    with _joined(config):
+        wiring.stop_rewards(config)
+        _print_servers(wiring)
+
+
+@contextmanager
+def _joined(config: RunConfig) -> Iterator[None]:
+    import ray
+
+    from astrolabe_ray.runtime.cluster import connect
+
+    cluster = connect(config.cluster)
+    try:
+        if cluster.started_here:
+            raise ConfigError(
+                "there is no running Ray cluster, and servers of one that starts here would end with this "
+                "command. Start one with `ray start --head`, or set RAY_ADDRESS."
+            )
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _print_servers(wiring: Wiring) -> None:
+    servers = wiring.reward_servers()
+    for server in servers:
+        typer.echo(f"{server.name:40} {server.status:12} replicas: {server.num_replicas}")
+    if not servers:
+        typer.echo("no reward servers run on this cluster")
