@@ -23,7 +23,8 @@ def load_prompts(source: str) -> list[str]:
         lines = Path(source).expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as reason:
         raise ConfigError(
-            f"can't read the prompt file {source}: {reason}. It must be a UTF-8 text file with one prompt a line."
+            f"can't read the prompt file {source}: {reason}. "
+            "It must be a UTF-8 text file with one prompt a line."
         ) from reason
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:

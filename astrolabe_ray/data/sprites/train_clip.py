@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from astrolabe_ray.data.sprites.captions import SpriteCaption, heldout_captions
+from astrolabe_ray.data.sprites.captions import ATTRIBUTES, SpriteCaption, heldout_captions
 from astrolabe_ray.data.sprites.clips import random_captions, render_clips
 from astrolabe_ray.data.sprites.render import SIZE
 from astrolabe_ray.data.sprites.tokenizer import TEXT_LEN, make_tokenizer
@@ -27,7 +27,7 @@ STILL = ("size", "colour", "shape", "background")
 
 
 def clip_config(vocab_size: int) -> dict[str, Any]:
-    """Keyword arguments of `open_clip.CLIP`: 32 x 32 pixels in patches of 4, as many words as captions have."""
+    """Keyword arguments of `open_clip.CLIP`: 32 x 32 pixels in patches of 4; the words of captions."""
     return {
         "embed_dim": 64,
         "vision_cfg": {"image_size": SIZE, "patch_size": 4, "width": 64, "layers": 3, "head_width": 32},
@@ -54,7 +54,8 @@ def train_clip(seed: int, out: Path) -> dict[str, float]:
     captions = random_captions(NUM_CLIPS, seed)
     clips = torch.from_numpy(render_clips(captions, seed))
     tokens = tokenizer([str(c) for c in captions], padding="max_length", return_tensors="pt").input_ids
-    still = torch.tensor([_still_id(caption) for caption in captions])
+    kinds = list(dict.fromkeys(map(_still, captions)))
+    still = torch.tensor([kinds.index(_still(caption)) for caption in captions])
     rng = random.Random(seed)
 
     def loss() -> Tensor:
@@ -75,9 +76,9 @@ def train_clip(seed: int, out: Path) -> dict[str, float]:
     return _accuracy(model.eval(), tokenizer)
 
 
-def _still_id(caption: SpriteCaption) -> int:
-    """The same number for captions whose still attributes agree."""
-    return hash(tuple(getattr(caption, name) for name in STILL)) & (2**62 - 1)
+def _still(caption: SpriteCaption) -> tuple[str, ...]:
+    """What a single frame shows of a caption."""
+    return tuple(getattr(caption, name) for name in STILL)
 
 
 def _distorted(frames_BCHW: Tensor) -> Tensor:
@@ -92,8 +93,6 @@ def _distorted(frames_BCHW: Tensor) -> Tensor:
 @torch.no_grad()
 def _accuracy(model: open_clip.CLIP, tokenizer: Any) -> dict[str, float]:
     """Share of held-out frames for which the right caption beats those that differ in one attribute."""
-    from astrolabe_ray.data.sprites.captions import ATTRIBUTES
-
     captions = heldout_captions()[:100]
     frames = torch.from_numpy(render_clips(captions, 10_000_000))[:, 16].float() / 127.5 - 1
     image = F.normalize(model.encode_image(frames), dim=-1)

@@ -54,7 +54,9 @@ def train_text_encoder(seed: int, out: Path) -> dict[str, float]:
     def loss() -> Tensor:
         batch = rng.choices(captions, k=BATCH)
         features = pooled(batch)
-        return sum((F.cross_entropy(heads[n](features), labels(batch, n)) for n in ATTRIBUTES), torch.zeros(()))
+        return sum(
+            (F.cross_entropy(heads[n](features), labels(batch, n)) for n in ATTRIBUTES), torch.zeros(())
+        )
 
     Trainer("text encoder", [network, heads], lr=3e-3).run(loss, num_steps=NUM_STEPS)
     network.save_pretrained(out / "text_encoder")

@@ -15,7 +15,9 @@ class Trainer:
     After `run` the modules hold the averaged weights.
     """
 
-    def __init__(self, title: str, modules: Sequence[nn.Module], *, lr: float, ema_decay: float = 0.0) -> None:
+    def __init__(
+        self, title: str, modules: Sequence[nn.Module], *, lr: float, ema_decay: float = 0.0
+    ) -> None:
         self.title, self.lr, self.ema_decay = title, lr, ema_decay
         self.params = [p for module in modules for p in module.parameters() if p.requires_grad]
 

@@ -1,0 +1,117 @@
+"""Reward servers on a cluster: found running and reused, or started; never restarted by accident.
+
+`serve.run` restarts every replica of an application that runs, even with the same code, so nothing is
+deployed before a look at what is there, and only by one process at a time.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
+
+from astrolabe_ray.errors import InfraFailure
+from reward_servers.app import ServerSpec, application
+
+PREFIX = "reward-"
+NAMESPACE = "astrolabe-rewards"
+LOCK_TIMEOUT_S = 180.0
+LEASE_S = 120.0
+"""A holder that died no longer blocks others after this time; a server starts well within it."""
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """A reward server as it is now."""
+
+    name: str
+    status: str  # RUNNING, DEPLOYING, UNHEALTHY, ...
+    num_replicas: int
+
+
+class DeployLock:
+    """Held by one process at a time; a detached Ray actor shared by the cluster."""
+
+    def __init__(self) -> None:
+        self._holder, self._until = "", 0.0
+
+    def acquire(self, holder: str, lease_s: float) -> bool:
+        """Whether `holder` has the lock now."""
+        if self._holder not in ("", holder) and time.monotonic() < self._until:
+            return False
+        self._holder, self._until = holder, time.monotonic() + lease_s
+        return True
+
+    def release(self, holder: str) -> None:
+        if self._holder == holder:
+            self._holder = ""
+
+
+def ensure(spec: ServerSpec) -> DeploymentHandle:
+    """A handle to the server of `spec`, which is started only if it is not there.
+
+    Returns when it answers. Raises InfraFailure when it does not start.
+    """
+    serve.start(http_options=HTTPOptions(location="NoServer"))
+    with _deploy_lock():
+        running = serve.status().applications.get(spec.app_name)
+        if running is None or running.status in (
+            ApplicationStatus.UNHEALTHY,
+            ApplicationStatus.DEPLOY_FAILED,
+        ):
+            try:
+                serve.run(application(spec), name=spec.app_name, route_prefix=None)
+            except RuntimeError as error:
+                raise InfraFailure(f"reward server {spec.app_name} does not start: {error}") from error
+    return serve.get_app_handle(spec.app_name).options(_by_reference=True)
+
+
+def status() -> list[ServerStatus]:
+    """All reward servers of the cluster, by name. Starts nothing."""
+    if not _serve_runs():
+        return []
+    found = []
+    for name, app in sorted(serve.status().applications.items()):
+        if name.startswith(PREFIX):
+            replicas = sum(sum(d.replica_states.values()) for d in app.deployments.values())
+            found.append(ServerStatus(name, app.status.value, replicas))
+    return found
+
+
+def down(names: Sequence[str]) -> None:
+    """Stop these servers and wait until they are gone. Other runs lose them, too."""
+    for name in names:
+        serve.delete(name)
+
+
+def _serve_runs() -> bool:
+    """Whether this cluster has a Serve controller; asking `serve.status` would start one."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return any(actor["name"] == "SERVE_CONTROLLER_ACTOR" for actor in actors)
+
+
+@contextmanager
+def _deploy_lock() -> Iterator[None]:
+    lock: Any = (
+        ray.remote(num_cpus=0)(DeployLock)
+        .options(name="deploy-lock", namespace=NAMESPACE, lifetime="detached", get_if_exists=True)
+        .remote()
+    )
+    me, deadline = uuid.uuid4().hex, time.monotonic() + LOCK_TIMEOUT_S
+    while not ray.get(lock.acquire.remote(me, LEASE_S), timeout=LOCK_TIMEOUT_S):
+        if time.monotonic() > deadline:
+            raise InfraFailure(f"another process has been starting reward servers for {LOCK_TIMEOUT_S:g} s")
+        time.sleep(0.2)
+    try:
+        yield
+    finally:
+        ray.get(lock.release.remote(me), timeout=LOCK_TIMEOUT_S)
