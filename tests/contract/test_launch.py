@@ -1,0 +1,155 @@
+"""The command line as people use it: every mistake ends in one clear line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = "configs/nft_tiny.py:tiny_sprites"
+
+LOUD_LAUNCH = """
+import sys
+sys.argv = ["launch.py", *sys.argv[1:]]
+import launch
+try:
+    launch.main()
+finally:
+    print("LOADED", *sorted({"torch", "ray"} & set(sys.modules)))
+"""
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """`python launch.py ARGUMENTS`; its last line of stdout names heavy packages that were loaded."""
+    return subprocess.run(
+        [sys.executable, "-c", LOUD_LAUNCH, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def errors_of(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config", "configs/nft_tiny.py:tiny_sprite"],
+            "error: configs/nft_tiny.py has no preset 'tiny_sprite'; did you mean 'tiny_sprites'? "
+            "It has: tiny_sprites, tiny_sprites_two_ranks",
+        ),
+        (
+            ["--config", "configs/nft_tyni.py:tiny_sprites"],
+            "error: no config file configs/nft_tyni.py; did you mean configs/nft_tiny.py?",
+        ),
+        (
+            ["--config", TINY, "--config.rollout.groupsize=4"],
+            "error: config has no key 'rollout.groupsize'; did you mean 'rollout.group_size'?",
+        ),
+        (
+            ["--config", TINY, "--config.learner.zero_stage", "4"],
+            "error: command line: learner.zero_stage = 4: must be one of 0, 1, 2 or 3",
+        ),
+        (
+            ["--config", TINY, "--config.rollout.batch_size=3"],
+            "error: rollout.batch_size 3 does not divide rollout.group_size 8. "
+            "Try --config.rollout.batch_size=2 or 4.",
+        ),
+        (["--config", TINY, "--dryrun"], "error: there is no option '--dryrun'; did you mean --dry-run?"),
+        (
+            ["--config", TINY, "--config.rewards.0.key=tiny_clap"],
+            "error: rewards.0.key: there is no scorer 'tiny_clap'; did you mean 'tiny_clip'? "
+            "There are: image_quality, motion_quality, tiny_clip",
+        ),
+    ],
+)
+def test_a_mistake_in_the_config_ends_in_one_line_before_anything_heavy_loads(
+    arguments: list[str], message: str
+) -> None:
+    """A typing mistake would cost half a minute of start-up, or show as a page of traceback."""
+    done = run("train", *arguments)
+    assert errors_of(done) == [message]
+    assert done.stdout.splitlines()[-1] == "LOADED"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("data.train_prompts", "nowhere.txt", ["nowhere.txt", "one prompt a line"]),
+        ("data.heldout_prompts", "latin1.txt", ["latin1.txt", "UTF-8"]),
+        ("data.train_prompts", "builtin:sprits/train", ["builtin:sprites/train"]),
+        ("model.path", "no_model", ["no_model", "transformer"]),
+        ("checkpoint.resume", "no_checkpoint", ["no_checkpoint", "no such folder"]),
+        ("checkpoint.resume", "torn_checkpoint", ["torn_checkpoint", "manifest.json is missing"]),
+        ("logging.log_dir", "latin1.txt", ["latin1.txt", "--config.logging.log_dir="]),
+    ],
+)
+def test_a_missing_or_unreadable_input_is_named_before_anything_heavy_loads(
+    tmp_path: Path, key: str, value: str, words: list[str]
+) -> None:
+    """The run would fail minutes later inside a worker, or train on nothing."""
+    (tmp_path / "latin1.txt").write_bytes("ein grüner Kreis\n".encode("latin-1"))
+    (tmp_path / "torn_checkpoint").mkdir()
+    done = run("train", "--config", str(ROOT / TINY), f"--config.{key}={value}", cwd=tmp_path)
+    (line,) = errors_of(done)
+    assert all(word in line for word in words), line
+    assert done.stdout.splitlines()[-1] == "LOADED"
+
+
+def test_a_dry_run_prints_the_plan_and_starts_nothing(tmp_path: Path) -> None:
+    """A check that starts Ray would disturb a cluster that is in use."""
+    done = run("train", "--config", str(ROOT / TINY), "--config.num_steps=7", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "tiny_sprites, seed 0, 7 steps" in done.stdout
+    assert "Nothing was started" in done.stdout
+    assert done.stdout.splitlines()[-1] == "LOADED"
+
+
+def test_configs_show_prints_overrides_that_can_be_typed_back() -> None:
+    """What is shown must be what would run."""
+    done = run("configs", "show", TINY, "--config.rollout.group_size=16")
+    assert done.returncode == 0, done.stderr
+    assert "rollout.group_size = 16" in done.stdout.splitlines()
+
+
+def test_configs_list_names_every_preset() -> None:
+    """A preset that is not listed is not found."""
+    done = run("configs", "list")
+    assert [line.split()[0] for line in done.stdout.splitlines()[:-1]] == [TINY, f"{TINY}_two_ranks"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["pretrain", "--help"],
+        ["rewards", "up", "--help"],
+        ["report", "--help"],
+    ],
+)
+def test_every_command_explains_itself(command: list[str]) -> None:
+    """Help that fails to load is no help."""
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+def test_an_unknown_part_to_pretrain_names_the_parts() -> None:
+    """An hour of training would start with the wrong thing, or end in a traceback."""
+    done = run("pretrain", "transfromer", "--out", "nowhere")
+    assert errors_of(done) == [
+        "error: there is no part 'transfromer'; did you mean 'transformer'? "
+        "There are: text_encoder, vae, clip, transformer, all"
+    ]
