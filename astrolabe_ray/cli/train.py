@@ -36,5 +36,5 @@ def train(spec: str, overrides: Sequence[str], *, dry_run: bool, wiring: Wiring)
 
 def earlier_checkpoints(config: RunConfig) -> list[Path]:
     """Checkpoint folders of runs with this name, newest first."""
-    runs = Path(config.logging.log_dir).glob(f"{config.name}-*/checkpoints")
-    return sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True)
+    runs = (Path(config.logging.log_dir) / config.model.base_model).glob(f"{config.name}_[0-9]*/checkpoints")
+    return sorted(runs, reverse=True)  # their names end in the time of their start

@@ -25,6 +25,7 @@ class Need:
     count: int
     num_cpus: float
     num_gpus: float
+    reward: str | None = None  # the key, for a reward server, which may run already
 
     def __str__(self) -> str:
         gpus = f" + {self.num_gpus:g} GPU" if self.num_gpus else ""
@@ -87,7 +88,13 @@ def _needs(config: RunConfig) -> tuple[Need, ...]:
         Need("learner rank", learner.num_ranks, learner.num_cpus, learner.num_gpus),
         Need("rollout actor", rollout.min_actors, rollout.num_cpus, rollout.num_gpus),
         *(
-            Need(f"reward server {reward.key}", reward.min_replicas, reward.num_cpus, reward.num_gpus)
+            Need(
+                f"reward server {reward.key}",
+                reward.min_replicas,
+                reward.num_cpus,
+                reward.num_gpus,
+                reward=reward.key,
+            )
             for reward in config.rewards
         ),
     )

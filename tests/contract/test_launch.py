@@ -146,10 +146,15 @@ def test_every_command_explains_itself(command: list[str]) -> None:
     assert "Usage" in done.stdout
 
 
+def test_a_report_of_a_folder_that_is_no_run_says_so(tmp_path: Path) -> None:
+    """An empty page would be written where no run is."""
+    done = run("report", str(tmp_path))
+    assert errors_of(done) == [f"error: {tmp_path} is not the folder of a run: it has no config.json"]
+
+
 def test_an_unknown_part_to_pretrain_names_the_parts() -> None:
     """An hour of training would start with the wrong thing, or end in a traceback."""
     done = run("pretrain", "transfromer", "--out", "nowhere")
-    assert errors_of(done) == [
-        "error: there is no part 'transfromer'; did you mean 'transformer'? "
-        "There are: text_encoder, vae, clip, transformer, all"
-    ]
+    (line,) = errors_of(done)
+    assert line.startswith("error: there is no part 'transfromer'")
+    assert "vae, transformer" in line

@@ -1,0 +1,95 @@
+"""One run on Ray: connect, look for room, record, train, report. Imports Ray, so it comes last."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import ray
+import typer
+
+from astrolabe_ray.cli.wiring import Wiring
+from astrolabe_ray.config.plan import Plan
+from astrolabe_ray.config.schema import RunConfig
+from astrolabe_ray.controller import RunOutcome
+from astrolabe_ray.metrics.console import RunConsole
+from astrolabe_ray.metrics.recorder import MetricsSink, RunRecorder
+from astrolabe_ray.metrics.wandb_sink import WandbSink
+from astrolabe_ray.report.environment import environment
+from astrolabe_ray.report.page import build_report
+from astrolabe_ray.report.run_dir import RunDir, write_json
+from astrolabe_ray.report.summary import summarise
+from astrolabe_ray.roles import RunObserver
+from astrolabe_ray.run import Roles, run_training
+from astrolabe_ray.runtime.cluster import connect
+from astrolabe_ray.runtime.jobs import stop_grace_s, stop_on_signals
+from astrolabe_ray.runtime.preflight import (
+    cluster_room,
+    object_store_need,
+    require_one_checkout,
+    require_room,
+)
+from astrolabe_ray.runtime.ray_metrics import RayMetrics
+
+
+def run_on_ray(config: RunConfig, plan: Plan, wiring: Wiring, resume_from: Path | None) -> RunDir:
+    """Train on the cluster that the config names; returns the folder of the run.
+
+    Raises ConfigError, with no Ray actor started, for a mixed installation or a cluster without room.
+    """
+    require_one_checkout()
+    cluster = connect(config.cluster, min_cpus=plan.num_cpus)
+    try:
+        _require_room(config, plan, wiring)
+        run_dir = RunDir.create(config.logging.log_dir, config.model.base_model, config.name)
+        typer.echo(f"{'folder':>10}  {run_dir.path}")
+        typer.echo(f"{'cluster':>10}  {cluster.address}, dashboard {cluster.dashboard_url or 'off'}")
+        if stop_grace_s() is not None and not Path(config.logging.log_dir).is_absolute():
+            typer.echo(
+                "      note  inside a Ray job this folder is temporary; name an absolute logging.log_dir"
+            )
+        if resume_from is not None:
+            typer.echo(f"{'resume':>10}  {resume_from}")
+        _record(config, wiring.make_roles(config), run_dir, resume_from)
+    finally:
+        ray.shutdown()
+    return run_dir
+
+
+def _require_room(config: RunConfig, plan: Plan, wiring: Wiring) -> None:
+    """Reward servers that run already need no more room."""
+    running = wiring.running_rewards(config)
+    needs = [need for need in plan.needs if need.reward is None or need.reward not in running]
+    require_room(needs, object_store_need(config, plan), *cluster_room())
+
+
+def _record(config: RunConfig, roles: Roles, run_dir: RunDir, resume_from: Path | None) -> None:
+    """Run, with everything that it tells going to its folder; the page is written in any case."""
+    write_json(run_dir.config, config.model_dump(mode="json"))
+    write_json(run_dir.environment, environment())
+    try:
+        with RunConsole() as console:
+            recorder = RunRecorder(run_dir, console, _sinks(config, run_dir))
+            try:
+                outcome = asyncio.run(_train(config, roles, run_dir, recorder, resume_from))
+            finally:
+                recorder.close()
+        write_json(run_dir.summary, summarise(outcome))
+        if outcome.stopped_early:
+            typer.echo("Stopped as asked. To go on: the same command with --config.checkpoint.resume=auto")
+    finally:
+        typer.echo(f"Report: {build_report(run_dir)}")
+
+
+async def _train(
+    config: RunConfig, roles: Roles, run_dir: RunDir, observer: RunObserver, resume_from: Path | None
+) -> RunOutcome:
+    with stop_on_signals() as stop:
+        return await run_training(config, roles, run_dir, observer, stop, resume_from)
+
+
+def _sinks(config: RunConfig, run_dir: RunDir) -> list[MetricsSink]:
+    sinks: list[MetricsSink] = [RayMetrics(run_dir.path.name)]
+    if config.logging.wandb != "disabled":
+        sinks.append(WandbSink(config.logging, run_dir.path, config.model_dump(mode="json")))
+    return sinks
