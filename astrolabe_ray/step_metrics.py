@@ -34,6 +34,7 @@ def step_metrics(
         "reward_std/total": pstdev(flat),
         "policy_age/mean": fmean(ages),
         "policy_age/max": float(max(ages)),
+        "num_rollouts": float(len(flat)),
         "seconds/rollout": sum(r.generate_s + r.decode_s for r in rollouts),
         "seconds/score": sum(s.seconds for s in scores),
         "seconds/train": result.seconds,

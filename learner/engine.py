@@ -150,15 +150,20 @@ class Engine:
     def using(self, policy: Literal["old", "reference"]) -> Iterator[None]:
         """Inside, `model` is the behaviour policy or the base without adapters; only for forwards without
         gradients, and not between a forward of `default` and its backward."""
+        tuner: Any = (
+            self.model.base_model
+        )  # `model.disable_adapter()` first walks all modules to look at them
         if policy == "reference":
-            with self.model.disable_adapter():
-                yield
-            return
-        self.model.set_adapter("old", inference_mode=True)
+            tuner.disable_adapter_layers()
+        else:
+            self.model.set_adapter("old", inference_mode=True)
         try:
             yield
         finally:
-            self.model.set_adapter("default")
+            if policy == "reference":
+                tuner.enable_adapter_layers()
+            else:
+                self.model.set_adapter("default")
 
     def _moment(self, param: Tensor, key: str) -> Tensor:
         from deepspeed.utils import safe_get_full_optimizer_state

@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
-from ray.util.placement_group import (
-    PlacementGroup,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from astrolabe_ray.errors import AstrolabeError, ConfigError, InfraFailure
+from astrolabe_ray.errors import AstrolabeError, InfraFailure
 from astrolabe_ray.roles import BlobStore
+from astrolabe_ray.runtime.failures import as_failure
+from astrolabe_ray.runtime.placement import bundle, release, reserve
 from astrolabe_ray.types import PublishedPolicy, StepResult, TrainBatch
 from learner.learner_worker import LearnerSpec, LearnerWorker
 
@@ -44,10 +40,15 @@ class LearnerGroup:
 
     async def start(self) -> None:
         """Place the ranks and set them up. Raises ConfigError when the cluster has no room for them."""
-        placement = self._placement = await self._place()
+        learner = self._spec.learner
+        placement = self._placement = await reserve(
+            [bundle(learner.num_cpus, learner.num_gpus)] * learner.num_ranks,
+            name="learner",
+            timeout_s=self._placement_timeout_s,
+        )
         self._namespace = f"learner-{uuid.uuid4().hex[:8]}"  # two runs, or two lives, may share a cluster
         host = _address_of_first_bundle(placement)
-        self._ranks = [self._create(rank, placement) for rank in range(self._spec.learner.num_ranks)]
+        self._ranks = [self._create(rank, placement) for rank in range(learner.num_ranks)]
         (port,) = await self._gather([self._ranks[0].open_store.remote(host)])
         await self._gather([rank.setup.remote(host, port) for rank in self._ranks])
 
@@ -89,22 +90,6 @@ class LearnerGroup:
         )
         return actor.remote(self._spec, rank=rank, world_size=learner.num_ranks, blobs=self._blobs)
 
-    async def _place(self) -> PlacementGroup:
-        learner = self._spec.learner
-        bundle = {"CPU": learner.num_cpus, "GPU": learner.num_gpus}
-        bundle = {resource: amount for resource, amount in bundle.items() if amount} or {"CPU": 0.001}
-        group = placement_group([bundle] * learner.num_ranks, strategy="PACK", name="learner")
-        try:
-            await asyncio.wait_for(group.ready(), self._placement_timeout_s)
-        except asyncio.TimeoutError:
-            remove_placement_group(group)
-            raise ConfigError(
-                f"no room for {learner.num_ranks} learner ranks with {bundle} each after "
-                f"{self._placement_timeout_s:g} s; free are {ray.available_resources()}. Lower "
-                "learner.num_ranks or learner.num_cpus/num_gpus, give the other roles less, or add nodes."
-            ) from None
-        return group
-
     async def _gather(self, refs: Sequence[Any]) -> list[Any]:
         """Results of all `refs`. On the first failure or timeout ends all ranks and raises the cause."""
         timeout = self._spec.learner.step_timeout_s
@@ -114,7 +99,7 @@ class LearnerGroup:
             return [task.result() for task in tasks]
         if any(task.exception() is not None for task in done) and pending:
             await asyncio.wait(pending, timeout=GRACE_S)
-        failures = [task.exception() for task in tasks if task.done() and task.exception() is not None]
+        failures = [error for task in tasks if task.done() and (error := task.exception()) is not None]
         self._kill()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise _cause(failures, timeout)
@@ -124,7 +109,7 @@ class LearnerGroup:
             ray.kill(rank)
         self._ranks = []
         if self._placement is not None:
-            remove_placement_group(self._placement)
+            release(self._placement)
             self._placement = None
 
 
@@ -132,21 +117,16 @@ async def _result(ref: Any) -> Any:
     return await ref
 
 
-def _cause(failures: Sequence[BaseException | None], timeout_s: float) -> BaseException:
-    """What to raise: our own errors first, then a dead rank, which breaks the others' connections."""
-    causes = [f.cause if isinstance(f, RayTaskError) else f for f in failures]
-    for cause in causes:
-        if isinstance(cause, AstrolabeError):
-            return cause
-    for cause in causes:
-        if isinstance(cause, RayActorError):
-            return InfraFailure(f"a learner rank died, the others were ended: {cause}")
-    if not causes:
-        return InfraFailure(
-            f"the learner did not answer within learner.step_timeout_s = {timeout_s:g} s and was ended."
-        )
-    assert causes[0] is not None
-    return causes[0]
+def _cause(failures: Sequence[BaseException], timeout_s: float) -> BaseException:
+    """What to raise: our own errors first, a dead rank next, since it breaks the others' connections."""
+    if not failures:
+        return InfraFailure(f"the learner gave no answer within learner.step_timeout_s = {timeout_s:g} s.")
+    causes = [as_failure(failure, "a learner rank failed, all ranks were ended") for failure in failures]
+
+    def rank_of(cause: BaseException) -> int:
+        return 1 if isinstance(cause, InfraFailure) else 0 if isinstance(cause, AstrolabeError) else 2
+
+    return min(causes, key=rank_of)
 
 
 def _address_of_first_bundle(group: PlacementGroup) -> str:

@@ -133,8 +133,7 @@ class LearnerWorker:
         a sample of a version that is no longer held, ValueError for a batch of another step.
         """
         start = time.perf_counter()
-        if step != self.version.step:
-            raise ValueError(f"a batch of step {step} arrived at step {self.version.step}")
+        self._check(micro_batches, step)
         sums = self._accumulate(micro_batches, seed, num_samples)
         grad_norm = self._engine.step()
         sums = process_group.sum_over_ranks(sums)
@@ -217,8 +216,15 @@ class LearnerWorker:
         self._last_flat = self._in_old_slot = None
         return state.controller
 
-    def stop(self) -> None:
-        process_group.leave()
+    def _check(self, micro_batches: Sequence[Sequence[TrainSample]], step: int) -> None:
+        """Refuse what can't be trained on before any gradient is there."""
+        if step != self.version.step:
+            raise ValueError(f"a batch of step {step} arrived at step {self.version.step}")
+        for samples in micro_batches:
+            versions = {sample.policy_version for sample in samples}
+            if len(versions) != 1:
+                raise ValueError(f"a microbatch must come from one policy version, not from {len(versions)}")
+            self._ring.get(versions.pop())
 
     def _accumulate(
         self, micro_batches: Sequence[Sequence[TrainSample]], seed: int, num_samples: int
@@ -238,12 +244,9 @@ class LearnerWorker:
     def _losses(self, samples: Sequence[TrainSample], seed: int) -> Iterator[tuple[SampleLosses, bool]]:
         """Losses at each draw of a microbatch, and whether it is the last one."""
         version = samples[0].policy_version
-        if any(sample.policy_version != version for sample in samples):
-            raise ValueError("the samples of a microbatch must come from one policy version")
-        old = self._ring.get(version)
         on_policy = self._old_is_default and version == self.version
         if not on_policy:
-            self._load_old(old)
+            self._load_old(self._ring.get(version))
         x0 = torch.stack([latents(self._blobs.get(sample.latents)) for sample in samples]).to(self.device)
         text = torch.stack([self._encode(sample.prompt) for sample in samples])
         advantage = torch.tensor([sample.advantage for sample in samples], device=self.device)

@@ -45,7 +45,6 @@ class LocalLearner:
         return await self._run(self.worker.load, directory, self.worker.version.incarnation + 1)
 
     async def stop(self) -> None:
-        await self._run(self.worker.stop)
         self._thread.shutdown()
 
     async def _run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:

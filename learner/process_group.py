@@ -27,19 +27,17 @@ def join(
 ) -> None:
     """Become rank `rank` of `world_size`. Rank 0 passes the store that it opened, the others its address.
 
-    With one rank nothing is opened on the network.
+    With one rank nothing is opened on the network. A process stays in its group for good (DeepSpeed
+    remembers it); a later learner of one rank in the same process uses the same one.
+    Raises RuntimeError when this process is in a group of another size.
     """
+    os.environ["LOCAL_RANK"] = "0"  # Ray shows each rank its own GPU only; DeepSpeed insists on the variable
+    if dist.is_initialized() and dist.get_world_size() == world_size == 1:
+        return
     if store is None:
         store = HashStore() if world_size == 1 else TCPStore(*address, world_size, timeout=JOIN_TIMEOUT)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
-    os.environ["LOCAL_RANK"] = "0"  # Ray shows each rank its own GPU only; DeepSpeed insists on the variable
-
-
-def leave() -> None:
-    """End the process group of this process, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def sum_over_ranks(values: list[float]) -> list[float]:

@@ -166,7 +166,7 @@ def scored(scorer: Scorer, videos: Sequence[Any], requests: Sequence[ScoreReques
 
 def application(spec: ServerSpec) -> serve.Application:
     """The Serve application of a reward server, ready to run."""
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         RewardServer,
         name="RewardServer",
         ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus},

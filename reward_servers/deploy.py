@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.config import HTTPOptions
+from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
@@ -61,7 +61,7 @@ def ensure(spec: ServerSpec) -> DeploymentHandle:
 
     Returns when it answers. Raises InfraFailure when it does not start.
     """
-    serve.start(http_options=HTTPOptions(location="NoServer"))
+    serve.start(http_options=HTTPOptions(location=ProxyLocation.Disabled))
     with _deploy_lock():
         running = serve.status().applications.get(spec.app_name)
         if running is None or running.status in (
@@ -95,7 +95,7 @@ def down(names: Sequence[str]) -> None:
 
 def _serve_runs() -> bool:
     """Whether this cluster has a Serve controller; asking `serve.status` would start one."""
-    actors = ray.util.list_named_actors(all_namespaces=True)
+    actors: Any = ray.util.list_named_actors(all_namespaces=True)
     return any(actor["name"] == "SERVE_CONTROLLER_ACTOR" for actor in actors)
 
 

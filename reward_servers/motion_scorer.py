@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -47,7 +48,7 @@ class MotionScorer:
         channel = video.var(axis=(0, 2, 3)).argmax()  # the colour channel with most contrast
         size = (FLOW_SIZE, FLOW_SIZE)
         planes = [cv2.resize(f[channel], size, interpolation=cv2.INTER_CUBIC) for f in video[::STRIDE]]
-        pairs = [self._pair(a, b) for a, b in zip(planes, planes[1:], strict=False)]
+        pairs = [self._pair(a, b) for a, b in pairwise(planes)]
         velocities = np.array([velocity for _, velocity in pairs])
         return float(np.mean([quality for quality, _ in pairs])) * _steadiness(velocities)
 
@@ -56,7 +57,7 @@ class MotionScorer:
         change = np.abs(second.astype(np.float32) - first).mean()
         if change < MIN_CHANGE:
             return 0.0, np.zeros(2)
-        flow = self._flow.calc(first, second, None)
+        flow = self._flow.calc(first, second, None)  # type: ignore[call-overload]
         warped = cv2.remap(
             second,
             self._columns + flow[..., 0],

@@ -85,7 +85,7 @@ class ServeRewardPool:
             except (*RETRIED, rx.RayTaskError) as error:
                 cause = error.cause if isinstance(error, rx.RayTaskError) else error
                 if not isinstance(cause, RETRIED):
-                    raise cause if isinstance(cause, AstrolabeError) else error
+                    raise (cause if isinstance(cause, AstrolabeError) else error) from None
                 if attempt == reward.max_attempts:
                     raise InfraFailure(
                         f"reward server of '{reward.key}' did not answer in {attempt} attempts: {cause!r}"

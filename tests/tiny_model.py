@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
@@ -28,7 +28,7 @@ WORDS = ("[PAD]", "[UNK]", "a", "red", "blue", "circle", "square")
 
 
 def write_tiny_model(root: Path) -> Path:
-    """Write transformer/, text_encoder/, tokenizer/ and a vae/config.json; returns `root`."""
+    """Write transformer/, vae/, text_encoder/ and tokenizer/; returns `root`."""
     for name in ("transformer", "vae", "text_encoder", "tokenizer"):
         (root / name).mkdir(parents=True)
     with torch.random.fork_rng(devices=[]):
@@ -47,6 +47,14 @@ def write_tiny_model(root: Path) -> Path:
                 num_heads=2,
             )
         )
+        channels = ARCHITECTURE.in_channels
+        vae = AutoencoderKLWan(
+            base_dim=4,
+            z_dim=channels,
+            num_res_blocks=1,
+            latents_mean=[0.1 * i for i in range(channels)],
+            latents_std=[1.0 + 0.2 * i for i in range(channels)],
+        )
     write_architecture(ARCHITECTURE, root / "transformer" / "config.json")
     save_file(model.state_dict(), root / "transformer" / "diffusion_pytorch_model.safetensors")
     text_encoder.save_pretrained(root / "text_encoder")
@@ -54,5 +62,5 @@ def write_tiny_model(root: Path) -> Path:
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
     tokenizer.save_pretrained(root / "tokenizer")
-    (root / "vae" / "config.json").write_text(json.dumps({}))
+    vae.save_pretrained(root / "vae")
     return root

@@ -54,9 +54,8 @@ def train_text_encoder(seed: int, out: Path) -> dict[str, float]:
     def loss() -> Tensor:
         batch = rng.choices(captions, k=BATCH)
         features = pooled(batch)
-        return sum(
-            (F.cross_entropy(heads[n](features), labels(batch, n)) for n in ATTRIBUTES), torch.zeros(())
-        )
+        losses = [F.cross_entropy(heads[name](features), labels(batch, name)) for name in ATTRIBUTES]
+        return torch.stack(losses).sum()
 
     Trainer("text encoder", [network, heads], lr=3e-3).run(loss, num_steps=NUM_STEPS)
     network.save_pretrained(out / "text_encoder")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -143,7 +144,7 @@ def _ode_chunks(
     for start, end in rule.chunks(num_frames):
         cache.begin(end - start)
         x, states = noise[:, start:end], []
-        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        for sigma, following in pairwise(sigmas):
             if any(abs(sigma - stop) < 1e-5 for stop in own):
                 states.append(x)
             flow = model.chunk_forward(x, x.new_full(x.shape[:2], NUM_TIMESTEPS * sigma), text_kv, cache)

@@ -27,7 +27,7 @@ class ContextRule:
     def __post_init__(self) -> None:
         if self.chunk_frames < 1 or self.sink_frames < 0:
             raise ConfigError(
-                f"chunk_frames {self.chunk_frames} must be at least 1, sink_frames {self.sink_frames} at least 0"
+                f"chunk_frames {self.chunk_frames} must be >= 1 and sink_frames {self.sink_frames} >= 0"
             )
         needed = self.sink_frames + self.chunk_frames
         if self.window_frames is not None and self.window_frames < needed:

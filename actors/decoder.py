@@ -1,0 +1,51 @@
+"""Latent chunks to uint8 frames while the next chunk is still to be denoised.
+
+Legend: B batch, T latent frames, F frames (4 (T - 1) + 1), C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from torch import Tensor
+
+from astrolabe_ray.models.vae import VideoVAE
+
+FRAMES_PER_LATENT_FRAME = 4
+
+
+class VideoDecoder:
+    """Decodes `batch` videos chunk by chunk into one array that is allocated once.
+
+    `seconds` is the time spent decoding so far; chunks must be ready on the device (see `add`).
+    """
+
+    def __init__(self, vae: VideoVAE, *, batch: int, num_latent_frames: int, height: int, width: int) -> None:
+        """`height` and `width` in pixels."""
+        num_frames = FRAMES_PER_LATENT_FRAME * (num_latent_frames - 1) + 1
+        self._stream = vae.stream(batch)
+        self._videos = np.empty((batch, num_frames, 3, height, width), np.uint8)
+        self._num_done = 0
+        self.seconds = 0.0
+
+    def add(self, chunk_BTCHW: Tensor) -> None:
+        """Decode the next chunk. Its own computation should have ended, or it is counted here."""
+        start = time.perf_counter()
+        frames = to_uint8(self._stream.decode(chunk_BTCHW))
+        end = self._num_done + frames.shape[1]
+        self._videos[:, self._num_done : end] = frames
+        self._num_done = end
+        self.seconds += time.perf_counter() - start
+
+    def videos(self) -> np.ndarray:
+        """All frames, uint8 [B, F, 3, H, W]; call after the last chunk."""
+        assert self._num_done == self._videos.shape[1], (
+            f"{self._num_done} of {self._videos.shape[1]} frames decoded"
+        )
+        return self._videos
+
+
+def to_uint8(pixels: Tensor) -> np.ndarray:
+    """[-1, 1] to 0..255, rounded to the nearest; the shape stays."""
+    return pixels.add(1.0).mul(127.5).round().clamp(0, 255).byte().cpu().numpy()

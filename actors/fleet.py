@@ -1,0 +1,164 @@
+"""Who is idle, who is lent, who is to be replaced: bookkeeping for any kind of worker, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+from actors.scaling import ReplacementBudget, ScalingPolicy
+from astrolabe_ray.errors import AstrolabeError
+
+M = TypeVar("M")
+log = logging.getLogger(__name__)
+
+SCALING_PERIOD_S = 1.0
+FIRST_BACKOFF_S = 1.0
+LONGEST_BACKOFF_S = 30.0
+
+
+class Fleet(Generic[M]):
+    """Between a minimum and a maximum of members, each lent to one borrower at a time.
+
+    `hire(number)` makes a member (numbers are never used twice) and raises AstrolabeError when it
+    can't; `dismiss(member)` ends one. Whoever finds a member broken calls `discard`.
+    """
+
+    def __init__(
+        self,
+        hire: Callable[[int], Awaitable[M]],
+        dismiss: Callable[[M], None],
+        *,
+        scaling: ScalingPolicy,
+        budget: ReplacementBudget,
+    ) -> None:
+        self._hire, self._dismiss = hire, dismiss
+        self._scaling, self._budget = scaling, budget
+        self.members: list[M] = []
+        self._idle: list[M] = []
+        self._num_waiting = self._num_starting = self._num_hired = 0
+        self._failure: BaseException | None = None
+        self._moved = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        """Hire the minimum. Raises what the first failing hire raised."""
+        await asyncio.gather(*(self._add() for _ in range(self._scaling.minimum)))
+        if self._scaling.maximum > self._scaling.minimum:
+            self._spawn(self._scale())
+
+    @asynccontextmanager
+    async def borrow(self) -> AsyncIterator[M]:
+        """A member for the caller alone. Waits for: an idle one. Unblocked by: returns and hires.
+        Bounded by: the replacement budget, whose InfraFailure is raised here."""
+        member = await self._take()
+        try:
+            yield member
+        finally:
+            if member in self.members:
+                self._idle.append(member)
+                self._wake()
+
+    @property
+    def num_idle(self) -> int:
+        """Members that could be borrowed without waiting."""
+        return len(self._idle)
+
+    def discard(self, member: M, reason: object) -> None:
+        """End a broken member and replace it in the background."""
+        if member not in self.members:
+            return
+        log.warning("%s is replaced: %s", member, reason)
+        self._remove(member)
+        self._spawn(self._replace(reason))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for member in list(self.members):
+            self._remove(member)
+
+    async def _take(self) -> M:
+        self._num_waiting += 1
+        try:
+            while not self._idle:
+                if self._failure is not None:
+                    raise self._failure
+                await self._moved.wait()
+            return self._idle.pop()
+        finally:
+            self._num_waiting -= 1
+
+    async def _add(self) -> None:
+        number, self._num_hired = self._num_hired, self._num_hired + 1
+        self._num_starting += 1
+        try:
+            member = await self._hire(number)
+        finally:
+            self._num_starting -= 1
+        self.members.append(member)
+        self._idle.append(member)
+        self._wake()
+
+    def _remove(self, member: M) -> None:
+        self.members.remove(member)
+        if member in self._idle:
+            self._idle.remove(member)
+        self._dismiss(member)
+
+    async def _replace(self, reason: object) -> None:
+        """Produces: one member. Waits for: room in the cluster. Bounded by: the replacement budget."""
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            self._budget.spend(time.monotonic(), reason)
+            try:
+                return await self._add()
+            except AstrolabeError as failure:
+                log.warning("no replacement yet, next try in %.0f s: %s", backoff_s, failure)
+                reason = failure
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
+
+    async def _scale(self) -> None:
+        """Produces: hires and dismissals of idle members. Waits for: the clock. Ends with `stop`."""
+        while True:
+            await asyncio.sleep(SCALING_PERIOD_S)
+            idle = len(self._idle)
+            step = self._scaling.change(
+                SCALING_PERIOD_S,
+                waiting=self._num_waiting,
+                idle=idle,
+                busy=len(self.members) - idle,
+                starting=self._num_starting,
+            )
+            if step > 0:
+                self._spawn(self._grow())
+            elif step < 0:
+                log.info("%s is let go: it idled", self._idle[0])
+                self._remove(self._idle[0])
+
+    async def _grow(self) -> None:
+        try:
+            await self._add()
+        except AstrolabeError as failure:
+            log.warning("stays at %d members: %s", len(self.members), failure)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._failure = self._failure or task.exception()
+            self._wake()
+
+    def _wake(self) -> None:
+        """Let all who wait look again (no wake-up is lost: nothing runs between look and wait)."""
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()

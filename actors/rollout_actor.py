@@ -1,0 +1,184 @@
+"""Generates videos with one policy at a time. A plain class: the pool makes Ray actors of it.
+
+Legend: B rollouts of one request, T latent frames, F frames, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.decoder import VideoDecoder
+from actors.sampler import Sampler
+from actors.weight_receiver import WeightReceiver
+from astrolabe_ray.algorithms.flow_matching import warped_timesteps
+from astrolabe_ray.config.schema import LoraConfig, ModelConfig, RunConfig
+from astrolabe_ray.data.frames import derive_view
+from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure
+from astrolabe_ray.models.registry import load_transformer, resolve
+from astrolabe_ray.models.text_encoder import TextEncoder
+from astrolabe_ray.models.vae import VideoVAE
+from astrolabe_ray.models.wan.context import ContextRule
+from astrolabe_ray.types import Blob, PolicyVersion, Rollout, RolloutRequest, WeightAck, WeightManifest
+from astrolabe_ray.weights.probe import probe_output
+
+CACHED_PROMPTS = 64
+"""Text embeddings kept (4 MB each at full size); a prompt comes back for each batch of its group."""
+PIXELS_PER_LATENT = 8
+
+
+@dataclass(frozen=True)
+class RolloutActorSpec:
+    """What an actor needs of the config."""
+
+    model: ModelConfig
+    lora: LoraConfig
+    device: str  # "cpu" or "cuda"
+    num_threads: int | None  # of torch; None: leave this process as it is
+
+    @classmethod
+    def of(cls, config: RunConfig) -> RolloutActorSpec:
+        """For a process of its own with the resources of `config.rollout`."""
+        device = "cuda" if config.rollout.num_gpus > 0 else "cpu"
+        return cls(config.model, config.lora, device, max(1, int(config.rollout.num_cpus)))
+
+
+class RolloutActor:
+    """Owns transformer, KV cache, VAE and text encoder, and the version of the weights.
+
+    A new policy is taken only between requests, so every frame of a rollout has the same policy.
+    One call at a time. Decoding follows each chunk in the same thread.
+    """
+
+    def __init__(self, spec: RolloutActorSpec, name: str) -> None:
+        self.spec, self.name = spec, name
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def setup(self) -> None:
+        """Load the models. Raises ConfigError when files are absent or do not fit."""
+        if self.spec.num_threads is not None:
+            torch.set_num_threads(self.spec.num_threads)
+        m, device = self.spec.model, torch.device(self.spec.device)
+        dtype = getattr(torch, m.dtype)
+        files = resolve(m.path)
+        self._model = load_transformer(files, dtype, device)
+        self._vae = VideoVAE.load(files.vae, device, dtype)
+        text_len = self._model.architecture.text_len
+        encoder = TextEncoder.load(files.text_encoder, files.tokenizer, text_len, device, dtype)
+        self._encode = lru_cache(CACHED_PROMPTS)(lambda prompt: encoder.encode([prompt]))
+        rule = ContextRule(m.chunk_frames, m.window_frames, m.sink_frames, m.rope)
+        timesteps = warped_timesteps(m.denoising_steps, m.timestep_shift)
+        self._sampler = Sampler(self._model, rule, timesteps, m.context_timestep)
+        scale = self.spec.lora.alpha / self.spec.lora.rank
+        self._weights = WeightReceiver(self._model, lora_scale=scale, name=self.name)
+
+    def load_policy(self, manifest: WeightManifest, buffer: np.ndarray) -> WeightAck:
+        """Take a published policy. Raises WeightMismatch; the policy held before then stays."""
+        return self._weights.load(manifest, buffer)
+
+    def probe(self, seed: int) -> list[float]:
+        """Output of the held policy on a fixed input. Raises InfraFailure before it holds one."""
+        self._held_version()
+        return probe_output(self._model, self._model.architecture, seed)
+
+    def generate(self, request: RolloutRequest) -> tuple[Any, ...]:
+        """Sample and decode every rollout of `request`.
+
+        Returns 1 + B * (views + 1) values, each of which can travel on its own: the records without
+        payloads (list[Rollout]), then for each rollout its views (uint8 [F, 3, H, W]) and its latents.
+        Raises InfraFailure before a policy is held, DataFailure when latents are not finite and
+        ConfigError when the GPU's memory is too small.
+        """
+        start = time.perf_counter()
+        version = self._held_version()
+        try:
+            latents_BTCHW, decoder = self._sample(request)
+        except torch.OutOfMemoryError as reason:
+            raise ConfigError(
+                f"{self.name} ran out of GPU memory with rollout.batch_size {len(request.seeds)}: {reason}. "
+                "Lower rollout.batch_size or model.dtype."
+            ) from None
+        self._require_finite(latents_BTCHW, request, version)
+        seconds = time.perf_counter() - start
+        record = Rollout(
+            group_id=request.group_id,
+            index=0,
+            prompt=request.prompt,
+            seed=0,
+            policy_version=version,
+            actor=self.name,
+            latents=None,
+            views=(),
+            generate_s=(seconds - decoder.seconds) / len(request.seeds),
+            decode_s=decoder.seconds / len(request.seeds),
+        )
+        pairs = zip(request.indices, request.seeds, strict=True)
+        payloads: list[np.ndarray] = []
+        for video, latents_TCHW in zip(decoder.videos(), latents_BTCHW, strict=True):
+            payloads += [derive_view(video, view) for view in request.views]
+            payloads.append(latents_payload(latents_TCHW, self.spec.model.dtype))
+        return [replace(record, index=index, seed=seed) for index, seed in pairs], *payloads
+
+    def _sample(self, request: RolloutRequest) -> tuple[Tensor, VideoDecoder]:
+        """Latents [B, T, C, H, W] float32 on the CPU, and the decoder with all frames."""
+        m, batch = self.spec.model, len(request.seeds)
+        decoder = VideoDecoder(
+            self._vae,
+            batch=batch,
+            num_latent_frames=m.num_latent_frames,
+            height=m.height,
+            width=m.width,
+        )
+        text_kv = self._model.encode_text(
+            self._encode(request.prompt)
+        )  # anew: adapters reach cross-attention
+        chunks = []
+        for chunk_BTCHW in self._sampler.sample(
+            text_kv,
+            request.seeds,
+            m.num_latent_frames,
+            m.height // PIXELS_PER_LATENT,
+            m.width // PIXELS_PER_LATENT,
+        ):
+            chunks.append(chunk_BTCHW.cpu())  # waits for the GPU, so that the decoder times itself only
+            decoder.add(chunk_BTCHW)
+        return torch.cat(chunks, dim=1), decoder
+
+    def _held_version(self) -> PolicyVersion:
+        if self._weights.held is None:
+            raise InfraFailure(f"{self.name} holds no policy yet; it must load one before it serves.")
+        return self._weights.held.version
+
+    def _require_finite(self, latents: Tensor, request: RolloutRequest, version: PolicyVersion) -> None:
+        if not bool(latents.isfinite().all()):
+            raise DataFailure(
+                f"policy {version} gave latents that are not finite for '{request.prompt}' "
+                f"(seeds {request.seeds}); it may have diverged: lower learner.lr."
+            )
+
+
+def latents_payload(latents: Tensor, dtype: str) -> np.ndarray:
+    """Latents as they travel: float32, or the bits of bfloat16 as uint16 when that is the model's dtype."""
+    if dtype == "bfloat16":
+        return latents.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+    return latents.float().contiguous().numpy()
+
+
+def with_payloads(records: Sequence[Rollout], blobs: Sequence[Blob], num_views: int) -> list[Rollout]:
+    """Join what `RolloutActor.generate` returns: records, and their blobs (arrays or references)."""
+    each = num_views + 1
+    assert len(blobs) == each * len(records), f"{len(blobs)} blobs for {len(records)} rollouts"
+    parts = [tuple(blobs[i : i + each]) for i in range(0, len(blobs), each)]
+    return [
+        replace(record, views=part[:-1], latents=part[-1])
+        for record, part in zip(records, parts, strict=True)
+    ]

@@ -1,0 +1,49 @@
+"""Every number of a train step: its unit and its meaning, once, for files, W&B, Ray and people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`name` may end in `*`, which stands for a reward key."""
+
+    name: str
+    unit: str
+    meaning: str
+
+
+METRICS = (
+    Metric("step", "steps", "optimizer steps taken"),
+    Metric("reward/*", "score", "mean over the step's rollouts; total is the weighted sum"),
+    Metric("reward_std/*", "score", "standard deviation over the step's rollouts"),
+    Metric("advantage/reward_std", "score", "standard deviation of the total reward over the batch"),
+    Metric("advantage/group_std_mean", "score", "mean standard deviation within a group"),
+    Metric("advantage/zero_std_groups", "groups", "groups whose rewards are all equal: nothing to learn"),
+    Metric("advantage/abs_max", "1", "largest advantage"),
+    Metric("policy_age/mean", "steps", "how far behind the policies were that made the rollouts"),
+    Metric("policy_age/max", "steps", "the oldest of them"),
+    Metric("num_rollouts", "rollouts", "trained on in this step"),
+    Metric("loss", "1", "NFT loss plus KL penalty"),
+    Metric("policy_loss", "1", "NFT loss"),
+    Metric("kl_loss", "1", "mean squared distance to the reference policy"),
+    Metric("old_deviation", "1", "mean squared distance of the trained to the sampling policy"),
+    Metric("grad_norm", "1", "before clipping"),
+    Metric("skipped_steps", "steps", "updates left out because a gradient was not finite"),
+    Metric("groups/dropped", "groups", "dropped so far and refilled"),
+    Metric("rollouts_per_s", "1/s", "rollouts trained on per second of the step"),
+    Metric("seconds/wait", "s", "learner waiting for groups"),
+    Metric("seconds/rollout", "s", "denoising and decoding, summed over the actors"),
+    Metric("seconds/score", "s", "waiting for scores, summed over the rollouts"),
+    Metric("seconds/train", "s", "the optimizer step"),
+    Metric("seconds/publish", "s", "handing the new policy to the channel"),
+)
+
+
+def metric(name: str) -> Metric | None:
+    """What a name of a row means, or None if it is not declared."""
+    for known in METRICS:
+        if name == known.name or (known.name.endswith("*") and name.startswith(known.name[:-1])):
+            return known
+    return None

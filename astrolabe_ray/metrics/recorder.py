@@ -1,0 +1,62 @@
+"""Everything a run tells about itself, to its files, to people, and to the sinks that a run has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Protocol
+
+from astrolabe_ray.metrics.console import RunConsole
+from astrolabe_ray.report.run_dir import RunDir, append_line
+from astrolabe_ray.types import Evaluation, Span
+
+
+class MetricsSink(Protocol):
+    """Takes the row of numbers of each step."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class RunRecorder:
+    """Fulfils `roles.RunObserver`: metrics.jsonl, evaluations.jsonl, timeline.jsonl, console, sinks."""
+
+    def __init__(self, run_dir: RunDir, console: RunConsole, sinks: Sequence[MetricsSink]) -> None:
+        self._run_dir, self._console, self._sinks = run_dir, console, tuple(sinks)
+
+    def phase(self, name: str, total: int) -> None:
+        self._console.phase(name, total)
+
+    def advance(self, count: int = 1) -> None:
+        self._console.advance(count)
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        append_line(self._run_dir.metrics, {"time": time.time(), **metrics})
+        self._console.step(metrics)
+        for sink in self._sinks:
+            sink.log(metrics, int(metrics["step"]))
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        records = [
+            {name: value for name, value in vars(record).items() if name != "video"}
+            for record in evaluation.records
+        ]
+        append_line(
+            self._run_dir.evaluations,
+            {
+                "phase": evaluation.phase,
+                "step": evaluation.version.step,
+                "diversity": evaluation.diversity,
+                "records": records,
+            },
+        )
+        self._console.evaluated(evaluation)
+
+    def span(self, span: Span) -> None:
+        append_line(self._run_dir.timeline, asdict(span))
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()

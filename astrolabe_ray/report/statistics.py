@@ -1,0 +1,64 @@
+"""What evaluations say: paired differences, and how different the videos of one prompt are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from statistics import fmean, stdev
+
+import numpy as np
+
+from astrolabe_ray.types import Evaluation
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A reward before and after on the same prompts and noise seeds."""
+
+    reward_before: float
+    reward_after: float
+    paired_diff_mean: float
+    paired_diff_se: float  # standard error of the mean difference
+    win_rate: float  # share of videos that got better; a tie counts half
+    num_videos: int
+
+
+def paired(before: Sequence[float], after: Sequence[float]) -> Paired:
+    """Needs at least two videos. Raises ValueError when the two do not pair up."""
+    if len(before) != len(after) or len(before) < 2:
+        raise ValueError(f"{len(before)} videos before and {len(after)} after do not make two pairs or more")
+    differences = [b - a for a, b in zip(before, after, strict=True)]
+    return Paired(
+        reward_before=fmean(before),
+        reward_after=fmean(after),
+        paired_diff_mean=fmean(differences),
+        paired_diff_se=stdev(differences) / math.sqrt(len(differences)),
+        win_rate=fmean((d > 0) + 0.5 * (d == 0) for d in differences),
+        num_videos=len(differences),
+    )
+
+
+def compare(before: Evaluation, after: Evaluation) -> dict[str, dict[str, float]]:
+    """`Paired` of the total and of each reward, as plain numbers.
+
+    Raises ValueError if the two evaluations are not of the same prompts and seeds.
+    """
+    if [(r.prompt, r.seed) for r in before.records] != [(r.prompt, r.seed) for r in after.records]:
+        raise ValueError(f"'{before.phase}' and '{after.phase}' are not of the same prompts and seeds")
+    compared = {"total": paired([r.total for r in before.records], [r.total for r in after.records])}
+    for key in before.records[0].scores:
+        compared[key] = paired(
+            [r.scores[key] for r in before.records], [r.scores[key] for r in after.records]
+        )
+    return {key: asdict(value) for key, value in compared.items()}
+
+
+def diversity(videos: Sequence[np.ndarray]) -> float:
+    """Mean over pairs of the RMS distance between videos uint8 [F, 3, H, W], in units of full scale.
+
+    0 for fewer than two videos.
+    """
+    pairs = list(combinations([video.astype(np.float32) / 255 for video in videos], 2))
+    return fmean(float(np.sqrt(np.mean((a - b) ** 2))) for a, b in pairs) if pairs else 0.0

@@ -1,0 +1,31 @@
+"""The result of a run in one small file, for people and for scripts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from astrolabe_ray.controller import RunOutcome
+from astrolabe_ray.report.environment import environment
+from astrolabe_ray.report.statistics import compare
+
+
+def summarise(outcome: RunOutcome) -> dict[str, Any]:
+    """Content of `summary.json`.
+
+    `heldout` maps the total and each reward to reward_before, reward_after, paired_diff_mean,
+    paired_diff_se, win_rate and num_videos; it is empty when the run ended before its last evaluation.
+    """
+    by_phase = {evaluation.phase: evaluation for evaluation in outcome.evaluations}
+    before, after = by_phase.get("before"), by_phase.get("after")
+    whole = before is not None and after is not None
+    return {
+        "heldout": compare(before, after) if whole else {},
+        "diversity": {phase: evaluation.diversity for phase, evaluation in by_phase.items()},
+        "stopped_early": outcome.stopped_early,
+        "num_rollouts": outcome.num_rollouts,
+        "rollouts_per_s": outcome.num_rollouts / max(outcome.train_wall_s, 1e-9),
+        "seconds": outcome.seconds,
+        "policy_age": {str(age): count for age, count in sorted(outcome.policy_ages.items())},
+        "drops": outcome.drops,
+        **environment(),
+    }

@@ -1,0 +1,70 @@
+"""One run, from its roles to its report: what `launch.py train` does once roles exist.
+
+Knows files and the controller, and no Ray: the same function runs the oracle with in-process roles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from astrolabe_ray.config.schema import RunConfig
+from astrolabe_ray.controller import Controller, RunOutcome
+from astrolabe_ray.data.group_sampler import GroupSampler
+from astrolabe_ray.data.prompts import load_prompts
+from astrolabe_ray.evaluator import Evaluator
+from astrolabe_ray.report.run_dir import RunDir
+from astrolabe_ray.report.shown_videos import write_shown_videos
+from astrolabe_ray.roles import Gallery, Learner, RewardPool, RolloutPool, RunObserver
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Who does the work of a run."""
+
+    rollouts: RolloutPool
+    rewards: RewardPool
+    learner: Learner
+    gallery: Gallery
+
+    async def stop(self) -> None:
+        await asyncio.gather(self.rollouts.stop(), self.rewards.stop(), self.learner.stop())
+
+
+async def run_training(
+    config: RunConfig,
+    roles: Roles,
+    run_dir: RunDir,
+    observer: RunObserver,
+    stop: asyncio.Event,
+    resume_from: Path | None = None,
+) -> RunOutcome:
+    """Train, and write the shown videos of every evaluation; the roles are stopped in any case."""
+    evaluator = Evaluator(
+        config,
+        load_prompts(config.data.heldout_prompts),
+        rollouts=roles.rollouts,
+        rewards=roles.rewards,
+        gallery=roles.gallery,
+        observer=observer,
+    )
+    controller = Controller(
+        config,
+        rollouts=roles.rollouts,
+        rewards=roles.rewards,
+        learner=roles.learner,
+        evaluator=evaluator,
+        prompts=GroupSampler(load_prompts(config.data.train_prompts), config.seed),
+        observer=observer,
+        checkpoints=run_dir.checkpoints,
+        stop=stop,
+        resume_from=resume_from,
+    )
+    try:
+        outcome = await controller.run()
+        for evaluation in outcome.evaluations:
+            await write_shown_videos(run_dir, evaluation, roles.gallery, fps=config.model.fps)
+        return outcome
+    finally:
+        await roles.stop()

@@ -1,0 +1,363 @@
+"""What every learner promises, shown on the one without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig
+from astrolabe_ray.errors import AstrolabeError, ConfigError, WeightMismatch
+from astrolabe_ray.models.lora import MergedLinears
+from astrolabe_ray.models.registry import load_transformer, resolve
+from astrolabe_ray.runtime.local_store import LocalBlobStore
+from astrolabe_ray.types import PolicyVersion, TrainBatch, TrainSample
+from astrolabe_ray.weights.pack import unpack
+from astrolabe_ray.weights.probe import probe_output
+from learner import checkpoint
+from learner.learner_worker import LearnerSpec
+from learner.local import LocalLearner
+from tests.plain_learner import PlainLearner
+from tests.tiny_model import write_tiny_model
+
+SEED = 7
+BLOCK_LINEARS = 2 * 10  # two blocks; q, k, v, o twice and two of the feed-forward
+
+
+@pytest.fixture(scope="session")
+def model_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def spec(model_root: Path) -> LearnerSpec:
+    """Everything on: stale samples, penalty, two timesteps, clipping, a slow old policy.
+
+    adam_eps is large, so that an update is a smooth function of the gradient and float32 can be
+    compared with float64: with 1e-8 a gradient of 1e-9 that is all rounding moves a weight by lr.
+    """
+    return LearnerSpec(
+        model=ModelConfig(path=str(model_root), chunk_frames=1, window_frames=2, sink_frames=1),
+        lora=LoraConfig(rank=2, alpha=4),
+        algorithm=AlgorithmConfig(
+            kl_coef=0.1, timesteps_per_sample=2, old_policy_decay="linear", nft_beta=0.5
+        ),
+        learner=LearnerConfig(lr=1e-2, adam_eps=1e-3, max_grad_norm=5e-3),
+        max_policy_age=1,
+        keep_last=2,
+        seed=3,
+    )
+
+
+def changed(spec: LearnerSpec, **sections: dict) -> LearnerSpec:
+    updates = {name: getattr(spec, name).model_copy(update=values) for name, values in sections.items()}
+    return dataclasses.replace(spec, **updates)
+
+
+def samples(step: int, *, number: int = 6, stale: int = 0) -> list[TrainSample]:
+    """`number` samples for `step`, the first `stale` of them made by the policy before."""
+    rng = np.random.default_rng(step)
+    return [
+        TrainSample(
+            rollout_id=f"train-{step}/{i}",
+            prompt=("a red circle", "a blue square")[i % 2],
+            policy_version=PolicyVersion(0, step - (i < stale)),
+            latents=rng.standard_normal((3, 4, 4, 4)).astype(np.float32),
+            advantage=float(rng.normal(scale=3)),
+        )
+        for i in range(number)
+    ]
+
+
+def batch(step: int, *micro_batches: list[TrainSample]) -> TrainBatch:
+    number = sum(map(len, micro_batches))
+    return TrainBatch(step=step, seed=SEED, ranks=(tuple(map(tuple, micro_batches)),), num_samples=number)
+
+
+@asynccontextmanager
+async def running(spec: LearnerSpec) -> AsyncIterator[LocalLearner]:
+    learner = LocalLearner(spec, LocalBlobStore())
+    try:
+        await learner.start()
+        yield learner
+    finally:
+        await learner.stop()
+
+
+async def published(learner: LocalLearner, adapter="old") -> dict[str, torch.Tensor]:
+    policy = await learner.publish(adapter)
+    return {name: t.clone() for name, t in unpack(policy.manifest, policy.buffer).items()}
+
+
+def assert_close(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], atol: float) -> None:
+    assert list(got) == list(want)
+    worst = max((got[name].double() - want[name].double()).abs().max().item() for name in want)
+    assert worst <= atol
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("schedule", ["none", "linear"])
+async def test_three_steps_equal_a_plain_float64_learner(
+    spec: LearnerSpec, zero_stage: int, schedule: str
+) -> None:
+    """Loss weights, stale behaviour versions, penalty, clipping, Adam, old policy and EMA all at once.
+
+    Weights move by 1e-2 a step; 2e-6 is what float32 leaves of the gradients (1e-7 of the loss).
+    """
+    spec = changed(spec, learner={"zero_stage": zero_stage}, algorithm={"old_policy_decay": schedule})
+    async with running(spec) as learner:
+        plain = PlainLearner(spec, await published(learner))
+        for step in range(3):
+            all_samples = samples(step, stale=2 if step else 0)
+            result = await learner.train(batch(step, all_samples[:2], all_samples[2:5], all_samples[5:]))
+            want = plain.train(all_samples, SEED)
+            assert result.version == PolicyVersion(0, step + 1)
+            for name, value in want.items():
+                assert result.metrics[name] == pytest.approx(value, rel=2e-5), name
+            assert_close(await published(learner), plain.old[result.version], atol=2e-6)
+            assert_close(await published(learner, "ema"), plain.ema, atol=2e-6)
+
+
+async def test_a_step_is_the_same_for_every_split_into_microbatches(spec: LearnerSpec) -> None:
+    """A mean of microbatch means would weigh a lone sample like five."""
+    weights = []
+    for cut in ((6,), (1, 5), (1, 1, 4)):
+        async with running(spec) as learner:
+            pieces, rest = [], samples(0)
+            for size in cut:
+                pieces.append(rest[:size])
+                rest = rest[size:]
+            await learner.train(batch(0, *pieces))
+            weights.append(await published(learner))
+    assert_close(weights[1], weights[0], atol=1e-6)
+    assert_close(weights[2], weights[0], atol=1e-6)
+
+
+async def test_training_moves_every_adapter_tensor_and_nothing_of_the_base(spec: LearnerSpec) -> None:
+    """A target module that PEFT did not match stays at its initial value for ever."""
+    async with running(spec) as learner:
+        model = learner.worker._engine.model
+        base = {n: p.clone() for n, p in model.named_parameters() if "lora_" not in n}
+        before = await published(learner)
+        for step in range(2):  # B is zero at first, so A moves in the second step
+            await learner.train(batch(step, samples(step)))
+        after = await published(learner)
+        assert len(after) == 2 * BLOCK_LINEARS
+        assert [name for name in after if torch.equal(after[name], before[name])] == []
+        assert all(torch.equal(p, base[n]) for n, p in model.named_parameters() if n in base)
+
+
+@pytest.mark.parametrize("adapter", ["old", "ema"])
+async def test_the_probe_is_the_output_of_a_receiver_with_the_published_weights(spec, adapter) -> None:
+    """The learner must answer for the adapter it published last, not for the one it trains."""
+    async with running(spec) as learner:
+        for step in range(2):
+            await learner.train(batch(step, samples(step)))
+        policy = await learner.publish(adapter)
+        got = await learner.probe(11)
+    base = load_transformer(resolve(spec.model.path), torch.float32, "cpu")
+    plain = probe_output(base, base.architecture, 11)
+    merged = MergedLinears(base, policy.manifest.lora_scale)
+    assert merged.load(unpack(policy.manifest, policy.buffer)) == BLOCK_LINEARS
+    want = probe_output(base, base.architecture, 11)
+    assert got == pytest.approx(want, abs=2e-5)
+    assert max(abs(a - b) for a, b in zip(plain, want, strict=True)) > 1e-3  # the adapter matters
+
+
+async def test_probing_between_steps_changes_no_step(spec: LearnerSpec) -> None:
+    """The probe borrows the old adapter; a stale sample after it must still meet its own policy."""
+    losses = []
+    for probing in (False, True):
+        async with running(spec) as learner:
+            await learner.train(batch(0, samples(0)))
+            stale, fresh = samples(1, stale=3)[:3], samples(1)[3:]
+            if probing:
+                await learner.publish("ema")
+                await learner.probe(1)
+            losses.append((await learner.train(batch(1, stale, fresh))).metrics)
+    assert losses[0] == losses[1]
+
+
+async def test_a_sample_of_an_unknown_version_is_refused_by_name(spec: LearnerSpec) -> None:
+    """Training it against another behaviour policy would bias the update silently."""
+    async with running(spec) as learner:
+        for step in range(2):
+            await learner.train(batch(step, samples(step)))
+        old = [dataclasses.replace(s, policy_version=PolicyVersion(0, 0)) for s in samples(2)]
+        with pytest.raises(WeightMismatch, match=r"policy 0\.0, but the learner holds 0\.1, 0\.2"):
+            await learner.train(batch(2, old))
+
+
+async def test_a_batch_of_another_step_is_refused(spec: LearnerSpec) -> None:
+    """The same batch delivered twice must not train twice."""
+    async with running(spec) as learner:
+        await learner.train(batch(0, samples(0)))
+        with pytest.raises(ValueError, match="step 0 arrived at step 1"):
+            await learner.train(batch(0, samples(0)))
+
+
+async def test_a_microbatch_of_two_versions_is_refused(spec: LearnerSpec) -> None:
+    """One forward of the old policy cannot stand for two versions."""
+    async with running(spec) as learner:
+        await learner.train(batch(0, samples(0)))
+        with pytest.raises(ValueError, match="one policy version, not from 2"):
+            await learner.train(batch(1, samples(1, stale=2)))
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+async def test_a_step_with_a_broken_sample_changes_nothing_and_the_third_in_a_row_stops(
+    spec, zero_stage
+) -> None:
+    """One NaN in Adam's moments would never leave them again."""
+    async with running(changed(spec, learner={"zero_stage": zero_stage})) as learner:
+        await learner.train(batch(0, samples(0)))
+        moments, updates = learner.worker._engine.optimizer_state()
+        default = learner.worker._engine.read("default")
+        for step in (1, 2):
+            broken = samples(step)
+            broken[3].latents[0, 0, 0, 0] = np.nan
+            result = await learner.train(batch(step, broken[:3], broken[3:]))
+            assert result.metrics["skipped_steps"] == step and math.isnan(result.metrics["grad_norm"])
+            assert result.version.step == step + 1
+        assert torch.equal(learner.worker._engine.read("default"), default)
+        same, same_updates = learner.worker._engine.optimizer_state()
+        assert same_updates == updates == 1
+        assert all(torch.equal(same[key], moments[key]) for key in moments)
+        await learner.train(batch(3, samples(3)))  # a good step resets the count
+        assert not torch.equal(learner.worker._engine.read("default"), default)
+        for step in (4, 5, 6):
+            broken = samples(step)
+            broken[0].latents[:] = np.inf
+            if step < 6:
+                await learner.train(batch(step, broken))
+        with pytest.raises(AstrolabeError, match="3 steps in a row"):
+            await learner.train(batch(6, broken))
+
+
+async def test_publishing_the_same_weights_after_an_update_is_an_error(spec: LearnerSpec) -> None:
+    """Training that is not connected to what actors sample with looks like a run that does not learn."""
+    async with running(
+        changed(spec, learner={"lr": 1e-60}, algorithm={"old_policy_decay": "none"})
+    ) as learner:
+        await learner.publish()
+        await learner.publish()  # nothing was trained in between: no error
+        await learner.train(batch(0, samples(0)))
+        with pytest.raises(WeightMismatch, match="bitwise the one published 1 updates ago"):
+            await learner.publish()
+
+
+async def test_a_loaded_checkpoint_continues_bitwise(spec: LearnerSpec, tmp_path: Path) -> None:
+    """Moments, step count of Adam, EMA, older behaviour versions and the noise must all come back."""
+    folder = tmp_path / "checkpoint-2"
+    async with running(spec) as learner:
+        for step in range(2):
+            await learner.train(batch(step, samples(step)))
+        await learner.save(folder, {"next_number": 16})
+        mixed = samples(2, stale=3)
+        straight = await learner.train(batch(2, mixed[:3], mixed[3:]))
+        want = [await published(learner), await published(learner, "ema")]
+    async with running(spec) as learner:
+        assert await learner.load(folder) == {"next_number": 16}
+        assert learner.worker.version == PolicyVersion(1, 2)  # a new incarnation
+        again = [
+            dataclasses.replace(s, policy_version=PolicyVersion(1, s.policy_version.step)) for s in mixed
+        ]
+        resumed = await learner.train(batch(2, again[:3], again[3:]))
+        got = [await published(learner), await published(learner, "ema")]
+    assert resumed.metrics == straight.metrics
+    for adapter, expected in zip(got, want, strict=True):
+        assert_close(adapter, expected, atol=0)
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [(2, 0), (0, 3), (3, 1)])
+async def test_a_checkpoint_moves_between_zero_stages(spec, tmp_path, saved, loaded) -> None:
+    """Shards that only their own layout can read would tie a run to its first cluster."""
+    folder = tmp_path / "checkpoint-1"
+    async with running(changed(spec, learner={"zero_stage": saved})) as learner:
+        await learner.train(batch(0, samples(0)))
+        await learner.save(folder, {})
+        await learner.train(batch(1, samples(1)))
+        want = await published(learner)
+    async with running(changed(spec, learner={"zero_stage": loaded})) as learner:
+        await learner.load(folder)
+        fresh = [dataclasses.replace(s, policy_version=PolicyVersion(1, 1)) for s in samples(1)]
+        await learner.train(batch(1, fresh))
+        assert_close(await published(learner), want, atol=1e-6)
+
+
+async def test_peft_loads_the_saved_adapter_as_the_ema_policy(spec: LearnerSpec, tmp_path: Path) -> None:
+    """The file users take away must hold the weights that were evaluated, under PEFT's names."""
+    async with running(spec) as learner:
+        for step in range(2):
+            await learner.train(batch(step, samples(step)))
+        await learner.save(tmp_path / "checkpoint-2", {})
+        await learner.publish("ema")
+        want = await learner.probe(5)
+    base = load_transformer(resolve(spec.model.path), torch.float32, "cpu")
+    architecture = base.architecture
+    model = PeftModel.from_pretrained(base, str(tmp_path / "checkpoint-2" / "lora"))
+    assert probe_output(model, architecture, 5) == pytest.approx(want, abs=1e-6)
+    names = load_file(tmp_path / "checkpoint-2" / "lora" / "adapter_model.safetensors").keys()
+    assert "base_model.model.blocks.0.self_attn.q.lora_A.weight" in names and len(names) == 2 * BLOCK_LINEARS
+
+
+async def test_a_checkpoint_that_does_not_fit_is_refused(spec: LearnerSpec, tmp_path: Path) -> None:
+    """Damaged file, other LoRA rank, other base: each would train on from nonsense."""
+    folder = tmp_path / "checkpoint-1"
+    async with running(spec) as learner:
+        await learner.train(batch(0, samples(0)))
+        await learner.save(folder, {})
+    async with running(changed(spec, lora={"rank": 3})) as learner:
+        with pytest.raises(ConfigError, match=r"lora\.rank"):
+            await learner.load(folder)
+    other = tmp_path / "other-model"
+    shutil.copytree(spec.model.path, other)
+    architecture = json.loads((other / "transformer" / "config.json").read_text())
+    (other / "transformer" / "config.json").write_text(json.dumps(architecture | {"eps": 0.5}))
+    async with running(changed(spec, model={"path": str(other)})) as learner:
+        with pytest.raises(ConfigError, match="another base model"):
+            await learner.load(folder)
+        with (folder / "adapters" / "ema.safetensors").open("r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"\x7f")
+        with pytest.raises(ConfigError, match=r"adapters/ema\.safetensors is not what was written"):
+            await learner.load(folder)
+
+
+async def test_only_the_newest_checkpoints_are_kept(spec: LearnerSpec, tmp_path: Path) -> None:
+    """A long run must not fill the disk."""
+    async with running(spec) as learner:
+        for step in range(3):
+            await learner.save(tmp_path / f"checkpoint-{step}", {})
+            await learner.train(batch(step, samples(step)))
+        await learner.save(tmp_path / "checkpoint-2", {})  # the same name again replaces it
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+
+
+async def test_bfloat16_latents_and_base_train_with_float32_adapters(spec: LearnerSpec) -> None:
+    """bfloat16 adapters stop moving at a learning rate of 1e-5."""
+    async with running(changed(spec, model={"dtype": "bfloat16"}, learner={"lr": 1e-5})) as learner:
+        before = await published(learner)
+        packed = [
+            dataclasses.replace(
+                s, latents=torch.from_numpy(s.latents).bfloat16().view(torch.int16).numpy().view(np.uint16)
+            )
+            for s in samples(0)
+        ]
+        await learner.train(batch(0, packed))
+        after = await published(learner)
+    moved = [name for name in after if not torch.equal(after[name], before[name])]
+    assert len([name for name in moved if name.endswith("lora_B")]) == BLOCK_LINEARS
+    assert all(t.dtype == torch.float32 for t in after.values())

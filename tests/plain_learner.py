@@ -1,0 +1,109 @@
+"""A second, slow learner to compare with: float64, sample by sample, no PEFT, DeepSpeed or torch.optim.
+
+Adapters enter as weights W + scale B A; Adam, clipping, schedules and the loss are written out again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from astrolabe_ray.models.registry import load_transformer, resolve
+from astrolabe_ray.models.text_encoder import TextEncoder
+from astrolabe_ray.models.wan.context import ContextRule
+from astrolabe_ray.types import PolicyVersion, TrainSample
+from learner.learner_worker import LearnerSpec
+
+Adapter = dict[str, Tensor]
+
+
+class PlainLearner:
+    def __init__(self, spec: LearnerSpec, initial: Mapping[str, Tensor]) -> None:
+        self.spec = spec
+        files = resolve(spec.model.path)
+        self.model = load_transformer(files, torch.float64, "cpu")
+        self.encoder = TextEncoder.load(
+            files.text_encoder, files.tokenizer, self.model.architecture.text_len, "cpu", torch.float32
+        )
+        self.default = {name: t.double().clone() for name, t in initial.items()}
+        self.old = {PolicyVersion(): dict(self.default)}
+        self.ema = dict(self.default)
+        self.m = {name: torch.zeros_like(t) for name, t in self.default.items()}
+        self.v = {name: torch.zeros_like(t) for name, t in self.default.items()}
+        self.step = 0
+
+    def predict_x0(self, adapter: Adapter, x_t: Tensor, t: float, x0: Tensor, prompt: str) -> Tensor:
+        m = self.spec.model
+        scale = self.spec.lora.alpha / self.spec.lora.rank
+        weights = dict(self.model.named_parameters())
+        for name in {key.rsplit(".", 1)[0] for key in adapter}:
+            delta = scale * adapter[f"{name}.lora_B"] @ adapter[f"{name}.lora_A"]
+            weights[f"{name}.weight"] = weights[f"{name}.weight"] + delta
+        rule = ContextRule(m.chunk_frames, m.window_frames, m.sink_frames, m.rope)
+        clean = x0[None] if self.spec.algorithm.clean_context else None
+        t_BT = torch.full((1, len(x0)), t, dtype=torch.float64)
+        text = self.encoder.encode([prompt]).double()
+        flow = functional_call(self.model, weights, (x_t[None], t_BT, text, rule, clean, m.context_timestep))
+        return x_t - t / 1000 * flow[0]
+
+    def losses(self, adapter: Adapter, sample: TrainSample, seed: int) -> tuple[Tensor, Tensor]:
+        """(total, policy) loss of one sample, the mean over its timesteps."""
+        a, m = self.spec.algorithm, self.spec.model
+        digest = hashlib.sha256(f"{seed}/{self.step}/{sample.rollout_id}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") // 2)
+        shift, fractions = m.timestep_shift, [s / 1000 for s in m.denoising_steps]
+        table = [1000 * shift * u / (1 + (shift - 1) * u) for u in fractions]
+        picked = torch.randperm(len(table), generator=generator)[: a.timesteps_per_sample]
+        x0 = torch.from_numpy(sample.latents).double()
+        noises = torch.randn(len(picked), *x0.shape, generator=generator).double()
+        r = max(-a.adv_clip_max, min(a.adv_clip_max, sample.advantage)) / a.adv_clip_max / 2 + 0.5
+        total, policy = torch.zeros(()), torch.zeros(())
+        for i, noise in zip(picked.tolist(), noises, strict=True):
+            sigma = table[i] / 1000
+            at = ((1 - sigma) * x0 + sigma * noise, table[i], x0, sample.prompt)
+            new = self.predict_x0(adapter, *at)
+            with torch.no_grad():
+                old, base = self.predict_x0(self.old[sample.policy_version], *at), self.predict_x0({}, *at)
+            positive = a.nft_beta * new + (1 - a.nft_beta) * old
+            negative = (1 + a.nft_beta) * old - a.nft_beta * new
+            nft = r * ((positive - x0) ** 2).mean() + (1 - r) * ((negative - x0) ** 2).mean()
+            policy = policy + nft / len(picked)
+            total = total + (nft + a.kl_coef * ((new - base) ** 2).mean()) / len(picked)
+        return total, policy
+
+    def train(self, samples: Sequence[TrainSample], seed: int) -> dict[str, float]:
+        parameters = {name: t.clone().requires_grad_() for name, t in self.default.items()}
+        pairs = [self.losses(parameters, sample, seed) for sample in samples]
+        loss = sum(total for total, _ in pairs) / len(samples)
+        grads = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+        norm = sum(float((g**2).sum()) for g in grads.values()) ** 0.5
+        clip = min(1.0, self.spec.learner.max_grad_norm / (norm + 1e-6))
+        self._adam({name: g * clip for name, g in grads.items()})
+        self._follow()
+        policy = sum(p.item() for _, p in pairs) / len(samples)
+        return {"loss": loss.item(), "policy_loss": policy, "grad_norm": norm}
+
+    def _adam(self, grads: Adapter) -> None:
+        c, n = self.spec.learner, self.step + 1
+        b1, b2 = c.adam_betas
+        for name, g in grads.items():
+            self.m[name] = b1 * self.m[name] + (1 - b1) * g
+            self.v[name] = b2 * self.v[name] + (1 - b2) * g**2
+            update = (self.m[name] / (1 - b1**n)) / ((self.v[name] / (1 - b2**n)) ** 0.5 + c.adam_eps)
+            self.default[name] = self.default[name] * (1 - c.lr * c.weight_decay) - c.lr * update
+
+    def _follow(self) -> None:
+        """EMA and the next behaviour policy; supports the schedules `none` and `linear`."""
+        a = self.spec.algorithm
+        decay = min((1 + self.step) / (10 + self.step), a.ema_decay)
+        self.ema = {name: decay * t + (1 - decay) * self.default[name] for name, t in self.ema.items()}
+        newest = self.old[PolicyVersion(0, self.step)]
+        self.step += 1
+        d = {"none": 0.0, "linear": min(0.001 * self.step, 0.5)}[a.old_policy_decay]
+        self.old[PolicyVersion(0, self.step)] = {
+            name: d * newest[name] + (1 - d) * t for name, t in self.default.items()
+        }

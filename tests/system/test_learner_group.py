@@ -1,0 +1,172 @@
+"""The learner's ranks as real Ray actors, against one rank and against a plain float64 learner."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig
+from astrolabe_ray.errors import ConfigError, InfraFailure, WeightMismatch
+from astrolabe_ray.runtime.local_store import LocalBlobStore
+from astrolabe_ray.runtime.object_store import RayBlobStore
+from astrolabe_ray.types import PolicyVersion, TrainBatch, TrainSample
+from astrolabe_ray.weights.pack import unpack
+from learner.group import LearnerGroup
+from learner.learner_worker import LearnerSpec
+from learner.local import LocalLearner
+from tests.plain_learner import PlainLearner
+from tests.tiny_model import write_tiny_model
+
+pytestmark = pytest.mark.system
+SEED = 7
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    torch.set_num_threads(1)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> LearnerSpec:
+    root = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+    return LearnerSpec(
+        model=ModelConfig(path=str(root), chunk_frames=1, window_frames=2, sink_frames=1),
+        lora=LoraConfig(rank=2, alpha=4),
+        algorithm=AlgorithmConfig(
+            kl_coef=0.1, timesteps_per_sample=2, old_policy_decay="linear", nft_beta=0.5
+        ),
+        learner=LearnerConfig(
+            num_ranks=2, zero_stage=2, lr=1e-2, adam_eps=1e-3, max_grad_norm=5e-3, step_timeout_s=60
+        ),
+        max_policy_age=1,
+        keep_last=2,
+        seed=3,
+    )
+
+
+def samples(step: int, number: int, *, stale: int) -> list[TrainSample]:
+    rng = np.random.default_rng(step)
+    return [
+        TrainSample(
+            rollout_id=f"train-{step}/{i}",
+            prompt=("a red circle", "a blue square")[i % 2],
+            policy_version=PolicyVersion(0, step - (i < stale)),
+            latents=rng.standard_normal((3, 4, 4, 4)).astype(np.float32),
+            advantage=float(rng.normal(scale=3)),
+        )
+        for i in range(number)
+    ]
+
+
+def with_references(batch: TrainBatch) -> TrainBatch:
+    def stored(sample: TrainSample) -> TrainSample:
+        fields = vars(sample) | {"latents": ray.put(sample.latents)}
+        return TrainSample(**fields)
+
+    ranks = tuple(tuple(tuple(map(stored, micro)) for micro in rank) for rank in batch.ranks)
+    return TrainBatch(batch.step, batch.seed, ranks, batch.num_samples)
+
+
+@asynccontextmanager
+async def running(spec: LearnerSpec) -> AsyncIterator[LearnerGroup]:
+    group = LearnerGroup(spec, RayBlobStore(), placement_timeout_s=30)
+    try:
+        await group.start()
+        yield group
+    finally:
+        await group.stop()
+
+
+async def weights(learner) -> dict[str, torch.Tensor]:
+    policy = await learner.publish()
+    buffer = ray.get(policy.buffer, timeout=30) if isinstance(policy.buffer, ray.ObjectRef) else policy.buffer
+    return {name: t.clone() for name, t in unpack(policy.manifest, buffer).items()}
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert list(a) == list(b)
+    return max((a[name].double() - b[name].double()).abs().max().item() for name in a)
+
+
+async def test_two_ranks_of_unequal_shares_equal_one_rank_and_a_plain_learner(spec, tmp_path: Path) -> None:
+    """A mean over ranks of means over samples would give 3 samples the weight of 4.
+
+    Two ranks add the same float32 gradients in another order: 1e-6, with updates of 1e-2. A resumed
+    group must take the same next step.
+    """
+    local = LocalLearner(spec, LocalBlobStore())
+    await local.start()
+    async with running(spec) as group:
+        plain = PlainLearner(spec, await weights(group))
+        for step in range(2):
+            s = samples(step, 7, stale=2 if step else 0)
+            two = TrainBatch(step, SEED, ((tuple(s[:2]), tuple(s[4:6])), (tuple(s[2:4]), tuple(s[6:]))), 7)
+            if step == 1:
+                await group.save(tmp_path / "checkpoint-1", {"next_number": 8})
+            result = await group.train(with_references(two))
+            one = TrainBatch(step, SEED, ((tuple(s[:2]), tuple(s[2:4]), tuple(s[4:])),), 7)
+            alone, oracle = await local.train(one), plain.train(s, SEED)
+            for name, value in oracle.items():
+                assert result.metrics[name] == pytest.approx(value, rel=2e-5), name
+            assert result.version == alone.version == PolicyVersion(0, step + 1)
+        got = await weights(group)
+        assert difference(got, await weights(local)) <= 1e-6
+        assert difference(got, plain.old[result.version]) <= 2e-6
+        assert await group.probe(1) == pytest.approx(await local.probe(1), abs=1e-5)
+
+        assert await group.load(tmp_path / "checkpoint-1") == {"next_number": 8}
+        versions = {PolicyVersion(0, step): PolicyVersion(1, step) for step in range(2)}
+        again = tuple(
+            tuple(
+                tuple(TrainSample(**(vars(x) | {"policy_version": versions[x.policy_version]})) for x in m)
+                for m in r
+            )
+            for r in two.ranks
+        )
+        resumed = await group.train(with_references(TrainBatch(1, SEED, again, 7)))
+        assert resumed.version == PolicyVersion(1, 2)
+        assert difference(await weights(group), got) == 0
+
+        unknown = tuple(tuple(tuple(samples(9, 1, stale=0)) for _ in range(2)) for _ in range(2))
+        with pytest.raises(WeightMismatch, match=r"policy 0\.9"):
+            await group.train(with_references(TrainBatch(2, SEED, unknown, 4)))
+    await local.stop()
+
+
+async def test_a_killed_rank_ends_the_group_and_a_new_life_can_start(spec: LearnerSpec) -> None:
+    """The surviving rank would wait in a collective until its timeout."""
+    group = LearnerGroup(spec, RayBlobStore(), placement_timeout_s=30)
+    await group.start()
+    s = samples(0, 4, stale=0)
+    batch = TrainBatch(0, SEED, ((tuple(s[:2]),), (tuple(s[2:]),)), 4)
+    policy = await group.publish()
+    ranks = list(group._ranks)
+    ray.kill(ranks[1])
+    with pytest.raises(InfraFailure, match="a learner rank failed, all ranks were ended"):
+        await asyncio.wait_for(group.train(with_references(batch)), 30)
+    for rank in ranks:
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(rank.__ray_ready__.remote(), timeout=20)
+    assert unpack(policy.manifest, ray.get(policy.buffer, timeout=10))  # published weights outlive their rank
+    await group.start()
+    assert (await group.train(with_references(batch))).version == PolicyVersion(0, 1)
+    await group.stop()
+
+
+async def test_a_group_without_room_says_what_it_needs(spec: LearnerSpec) -> None:
+    """A pending placement group is the most common silent hang on a cluster."""
+    large = dataclasses.replace(spec, learner=spec.learner.model_copy(update={"num_cpus": 64}))
+    group = LearnerGroup(large, RayBlobStore(), placement_timeout_s=2)
+    with pytest.raises(ConfigError, match=r"no room for learner after 2 s: it needs 2 x"):
+        await group.start()

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from actors import fleet as fleet_module
+from actors.fleet import Fleet
+from actors.scaling import ReplacementBudget, ScalingPolicy
+from astrolabe_ray.errors import ConfigError, InfraFailure
+
+
+class Crew:
+    """Makes members "m0", "m1", ...; `broken` holds the errors of the next hires."""
+
+    def __init__(self, minimum: int = 1, maximum: int = 1, limit: int = 5) -> None:
+        self.broken: list[Exception] = []
+        self.dismissed: list[str] = []
+        scaling = ScalingPolicy(minimum, maximum)
+        self.fleet = Fleet(self.hire, self.dismissed.append, scaling=scaling, budget=ReplacementBudget(limit))
+
+    async def hire(self, number: int) -> str:
+        await asyncio.sleep(0)
+        if self.broken:
+            raise self.broken.pop(0)
+        return f"m{number}"
+
+
+async def soon(condition) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_member_serves_one_borrower_at_a_time() -> None:
+    """Two requests sharing one KV cache."""
+    crew = Crew(minimum=2)
+    await crew.fleet.start()
+    lent: list[str] = []
+    most = 0
+
+    async def use() -> None:
+        nonlocal most
+        async with crew.fleet.borrow() as member:
+            assert member not in lent
+            lent.append(member)
+            most = max(most, len(lent))
+            await asyncio.sleep(0.001)
+            lent.remove(member)
+
+    await asyncio.gather(*(use() for _ in range(20)))
+    assert most == 2
+    assert crew.fleet.num_idle == 2
+
+
+async def test_waiters_are_served_in_the_order_they_came() -> None:
+    """Starvation: the first group of a step finishing last."""
+    crew = Crew()
+    await crew.fleet.start()
+    served: list[int] = []
+
+    async def use(number: int) -> None:
+        async with crew.fleet.borrow():
+            served.append(number)
+            await asyncio.sleep(0.001)
+
+    await asyncio.gather(*(use(number) for number in range(6)))
+    assert served == list(range(6))
+
+
+async def test_a_discarded_member_is_ended_once_and_replaced() -> None:
+    crew = Crew()
+    await crew.fleet.start()
+    async with crew.fleet.borrow() as member:
+        crew.fleet.discard(member, "it died")
+        crew.fleet.discard(member, "it died")
+    async with crew.fleet.borrow() as member:
+        assert member == "m1"
+    assert crew.dismissed == ["m0"]
+
+
+async def test_a_replacement_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that stays empty because there was no room for a moment."""
+    monkeypatch.setattr(fleet_module, "FIRST_BACKOFF_S", 0.01)
+    crew = Crew()
+    await crew.fleet.start()
+    crew.broken = [ConfigError("no room"), InfraFailure("died while loading")]
+    async with crew.fleet.borrow() as member:
+        crew.fleet.discard(member, "it died")
+    async with crew.fleet.borrow() as member:
+        assert member == "m3"
+
+
+async def test_all_waiters_fail_when_the_replacement_budget_is_used_up() -> None:
+    """Requests that wait for ever for members that die as soon as they come."""
+    crew = Crew(limit=1)
+    await crew.fleet.start()
+
+    async def use() -> None:
+        async with crew.fleet.borrow() as member:
+            crew.fleet.discard(member, "bad node")
+
+    results = await asyncio.gather(*(use() for _ in range(5)), return_exceptions=True)
+    assert [type(result) for result in results] == [type(None)] * 2 + [InfraFailure] * 3
+    assert "bad node" in str(results[-1])
+
+
+async def test_starting_raises_what_the_first_hire_raised() -> None:
+    crew = Crew(minimum=2)
+    crew.broken = [ConfigError("model lacks vae/config.json")]
+    with pytest.raises(ConfigError, match="vae"):
+        await crew.fleet.start()
+    await crew.fleet.stop()
+    assert crew.fleet.members == []
+
+
+async def test_it_grows_while_requests_wait_and_shrinks_to_busy_members(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pool that never adapts, or that dismisses a member in the middle of its work."""
+    monkeypatch.setattr(fleet_module, "SCALING_PERIOD_S", 0.01)
+    monkeypatch.setattr("actors.scaling.GROW_AFTER_S", 0.03)
+    monkeypatch.setattr("actors.scaling.SHRINK_AFTER_S", 0.03)
+    crew = Crew(minimum=1, maximum=3)
+    await crew.fleet.start()
+    release = asyncio.Event()
+
+    async def use() -> str:
+        async with crew.fleet.borrow() as member:
+            await release.wait()
+            return member
+
+    users = [asyncio.ensure_future(use()) for _ in range(4)]
+    await soon(lambda: len(crew.fleet.members) == 3)
+    release.set()
+    await asyncio.gather(*users)
+    async with crew.fleet.borrow() as busy:
+        await soon(lambda: crew.fleet.members == [busy])
+    assert len(crew.dismissed) == 2
+    await crew.fleet.stop()
