@@ -18,7 +18,7 @@ def encode_mp4(video: np.ndarray, *, fps: int, comment: str) -> bytes:
     factor = max(1, -(-MIN_SIDE // min(height, width)))
     big = video.repeat(factor, axis=2).repeat(factor, axis=3).transpose(0, 2, 3, 1)
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options={"movflags": "faststart"}) as file:
+    with av.open(buffer, "w", format="mp4") as file:
         file.metadata["comment"] = comment
         stream = file.add_stream("libx264", rate=Fraction(fps), options={"crf": "18", "preset": "veryfast"})
         stream.height, stream.width, stream.pix_fmt = height * factor, width * factor, "yuv420p"
