@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import typer
 
-from astrolabe_ray.data.sprites.pretrain import pretrain as train_parts
+from astrolabe_ray.errors import ConfigError
+
+PARTS = ("text_encoder", "vae", "clip", "transformer")
+NEEDED_BY_TRANSFORMER = ("text_encoder", "vae")
 
 
 def pretrain(parts: Sequence[str], *, seed: int, out: Path) -> None:
-    """Train `parts` into the model folder `out` and print how good each is. Raises ConfigError."""
-    for part, measured in train_parts(parts, seed=seed, out=out).items():
-        typer.echo(f"{part}: {', '.join(f'{name} {value:.4g}' for name, value in measured.items())}")
-    typer.echo(f"In {out}; use it with --config.model.path={out.resolve()}")
+    """Train `parts` (or `all`) into the model folder `out` and print how good each one is.
+
+    Raises ConfigError for a part that does not exist, or whose own parts are not there.
+    """
+    wanted = PARTS if "all" in parts else parts
+    for part in wanted:
+        if part not in PARTS:
+            meant = difflib.get_close_matches(part, PARTS, n=1)
+            hint = f"did you mean '{meant[0]}'? " if meant else ""
+            raise ConfigError(f"there is no part '{part}'; {hint}There are: {', '.join(PARTS)}, all")
+    absent = [part for part in NEEDED_BY_TRANSFORMER if part not in wanted and not (out / part).is_dir()]
+    if "transformer" in wanted and absent:
+        raise ConfigError(f"the transformer needs {', '.join(absent)} in {out}: train them in the same call.")
+    out.mkdir(parents=True, exist_ok=True)
+    for part in (part for part in PARTS if part in wanted):
+        start = time.monotonic()
+        measured = _trainer(part)(seed, out)
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
+        typer.echo(f"{part}: {numbers} after {time.monotonic() - start:.0f} s, in {out / part}")
+    typer.echo(f"Use the model with --config.model.path={out.resolve()}")
+
+
+def _trainer(part: str) -> Callable[[int, Path], dict[str, float]]:
+    return getattr(import_module(f"astrolabe_ray.data.sprites.train_{part}"), f"train_{part}")

@@ -75,11 +75,15 @@ class RunConsole:
         columns = [*COLUMNS[:2], *((name[7:], name, "{:.4f}") for name in rewards), *COLUMNS[2:]]
         if self._rows % ROWS_PER_HEADER == 0:
             self._console.print(
-                "".join(f"{title[:WIDTH]:>{WIDTH + 1}}" for title, _, _ in columns), style="bold"
+                "".join(f"{title[:WIDTH]:>{WIDTH + 1}}" for title, _, _ in columns),
+                style="bold",
+                soft_wrap=True,
             )
         self._rows += 1
         cells = [form.format(metrics[name]) if name in metrics else "" for _, name, form in columns]
-        self._console.print("".join(f"{cell:>{WIDTH + 1}}" for cell in cells), highlight=False)
+        self._console.print(
+            "".join(f"{cell:>{WIDTH + 1}}" for cell in cells), highlight=False, soft_wrap=True
+        )
 
     def evaluated(self, evaluation: Evaluation) -> None:
         mean = sum(record.total for record in evaluation.records) / len(evaluation.records)
@@ -91,5 +95,5 @@ class RunConsole:
     def say(self, text: str) -> None:
         """A line with the time since the start."""
         self._console.print(
-            f"[{time.monotonic() - self._start:7.1f} s] {text}", markup=False, highlight=False
+            f"[{time.monotonic() - self._start:7.1f} s] {text}", markup=False, highlight=False, soft_wrap=True
         )

@@ -157,4 +157,4 @@ def test_an_unknown_part_to_pretrain_names_the_parts() -> None:
     done = run("pretrain", "transfromer", "--out", "nowhere")
     (line,) = errors_of(done)
     assert line.startswith("error: there is no part 'transfromer'")
-    assert "vae, transformer" in line
+    assert "text_encoder, vae, clip, transformer, all" in line

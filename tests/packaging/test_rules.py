@@ -21,7 +21,7 @@ REMOTE_CALLS_ALLOWED = {
     "actors/pool.py",
     "learner/group.py",
     "reward_servers/pool.py",
-    "reward_servers/app.py",
+    "reward_servers/deploy.py",
 }
 EMPTY_NAMES = {"utils", "helpers", "common", "manager", "handler"}
 MAX_MODULE_LINES, MAX_FUNCTION_LINES = 400, 60
