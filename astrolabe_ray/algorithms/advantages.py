@@ -61,6 +61,4 @@ def _check(rewards: Sequence[Sequence[float]]) -> None:
     for number, group in enumerate(rewards):
         for index, reward in enumerate(group):
             if not math.isfinite(reward):
-                raise ValueError(
-                    f"reward {index} of group {number} is {reward}; rewards must be finite"
-                )
+                raise ValueError(f"reward {index} of group {number} is {reward}; rewards must be finite")

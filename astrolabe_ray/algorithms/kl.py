@@ -16,8 +16,6 @@ def squared_distance(new: Tensor, reference: Tensor) -> Tensor:
     Raises ValueError when shapes differ.
     """
     if new.shape != reference.shape:
-        raise ValueError(
-            f"new {tuple(new.shape)} and reference {tuple(reference.shape)} must have one shape"
-        )
+        raise ValueError(f"new {tuple(new.shape)} and reference {tuple(reference.shape)} must have one shape")
     dtype = torch.promote_types(new.dtype, torch.float32)
     return (new.to(dtype) - reference.to(dtype)).square().flatten(1).mean(1)

@@ -14,9 +14,7 @@ def nft_weight(advantage_B: Tensor, *, adv_clip_max: float) -> Tensor:
     return advantage_B.clamp(-adv_clip_max, adv_clip_max) / (2 * adv_clip_max) + 0.5
 
 
-def nft_loss(
-    new: Tensor, old: Tensor, target: Tensor, weight_B: Tensor, *, nft_beta: float
-) -> Tensor:
+def nft_loss(new: Tensor, old: Tensor, target: Tensor, weight_B: Tensor, *, nft_beta: float) -> Tensor:
     """Loss of each sample [B]: r |pos - target|^2 + (1 - r) |neg - target|^2, means over its elements.
 
     `new`, `old`, `target` [B, ...]: x0 predictions of the trained and of the behaviour policy, and

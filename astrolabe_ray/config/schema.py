@@ -165,7 +165,7 @@ class ClusterConfig(Section):
     """The Ray cluster that the run joins."""
 
     address: str = "auto"
-    """`auto`: join the cluster of RAY_ADDRESS or a running one, else start a local one; `local`: start one."""
+    """`auto`: join the cluster of RAY_ADDRESS or a running one, else start one here; `local`: start one."""
     namespace: str = "astrolabe"
     placement_timeout_s: float = Field(default=120, gt=0)
     stall_timeout_s: float = Field(default=900, gt=0)

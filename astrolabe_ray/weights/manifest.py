@@ -28,9 +28,7 @@ def lay_out(tensors: Mapping[str, Tensor]) -> tuple[tuple[TensorEntry, ...], int
     for name, tensor in tensors.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in ITEM_BYTES:
-            raise ValueError(
-                f"{name} is {dtype}; weights travel as {' or '.join(ITEM_BYTES)}"
-            )
+            raise ValueError(f"{name} is {dtype}; weights travel as {' or '.join(ITEM_BYTES)}")
         num_bytes = tensor.numel() * ITEM_BYTES[dtype]
         entries.append(TensorEntry(name, tuple(tensor.shape), dtype, offset, num_bytes))
         offset += -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
@@ -49,13 +47,9 @@ def verify(manifest: WeightManifest, buffer: np.ndarray) -> None:
     """
     where = f"weights of policy {manifest.version}"
     if buffer.dtype != np.uint8 or buffer.ndim != 1 or not buffer.flags.c_contiguous:
-        raise WeightMismatch(
-            f"{where}: expected a flat uint8 array, got {buffer.dtype} {buffer.shape}."
-        )
+        raise WeightMismatch(f"{where}: expected a flat uint8 array, got {buffer.dtype} {buffer.shape}.")
     if buffer.nbytes != manifest.num_bytes:
-        raise WeightMismatch(
-            f"{where}: {buffer.nbytes} bytes arrived, {manifest.num_bytes} were published."
-        )
+        raise WeightMismatch(f"{where}: {buffer.nbytes} bytes arrived, {manifest.num_bytes} were published.")
     if not manifest.tensors:
         raise WeightMismatch(f"{where}: the manifest lists no tensors.")
     end = 0
@@ -63,9 +57,7 @@ def verify(manifest: WeightManifest, buffer: np.ndarray) -> None:
         expected = math.prod(entry.shape) * ITEM_BYTES.get(entry.dtype, 0)
         fits = end <= entry.offset and entry.offset + entry.num_bytes <= buffer.nbytes
         if entry.num_bytes != expected or entry.offset % ALIGNMENT_BYTES or not fits:
-            raise WeightMismatch(
-                f"{where}: {entry} does not fit a buffer of {buffer.nbytes} bytes."
-            )
+            raise WeightMismatch(f"{where}: {entry} does not fit a buffer of {buffer.nbytes} bytes.")
         end = entry.offset + entry.num_bytes
     actual = checksum(buffer)
     if actual != manifest.checksum:
@@ -79,19 +71,14 @@ def require_same_tensors(manifest: WeightManifest, own: Mapping[str, Tensor]) ->
     """Check that the receiver has exactly the published tensors. Raises WeightMismatch naming one."""
     published = {entry.name: entry.shape for entry in manifest.tensors}
     for name in published.keys() ^ own.keys():
-        side = (
-            "published but unknown here"
-            if name in published
-            else "expected here but not published"
-        )
+        side = "published but unknown here" if name in published else "expected here but not published"
         raise WeightMismatch(
-            f"policy {manifest.version} has {len(published)} tensors, {len(own)} are expected; {name} is {side}."
+            f"policy {manifest.version} has {len(published)} tensors, {len(own)} are expected; "
+            f"{name} is {side}."
         )
     for name, shape in published.items():
         if shape != tuple(own[name].shape):
-            raise WeightMismatch(
-                f"{name} was published as {shape}, here it is {tuple(own[name].shape)}."
-            )
+            raise WeightMismatch(f"{name} was published as {shape}, here it is {tuple(own[name].shape)}.")
 
 
 def make_manifest(

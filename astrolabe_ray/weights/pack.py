@@ -21,14 +21,10 @@ def pack(
     Raises ValueError for no tensors and for other dtypes.
     """
     entries, num_bytes = lay_out(tensors)
-    buffer = np.zeros(
-        num_bytes, np.uint8
-    )  # zeros, so that padding never changes the checksum
+    buffer = np.zeros(num_bytes, np.uint8)  # zeros, so that padding never changes the checksum
     for entry, tensor in zip(entries, tensors.values(), strict=True):
         _view(buffer, entry).copy_(tensor.detach())
-    return make_manifest(
-        entries, buffer, version=version, lora_scale=lora_scale
-    ), buffer
+    return make_manifest(entries, buffer, version=version, lora_scale=lora_scale), buffer
 
 
 def unpack(manifest: WeightManifest, buffer: np.ndarray) -> dict[str, Tensor]:
@@ -42,11 +38,7 @@ def unpack(manifest: WeightManifest, buffer: np.ndarray) -> dict[str, Tensor]:
 
 def _view(buffer: np.ndarray, entry: TensorEntry) -> Tensor:
     piece = buffer[entry.offset : entry.offset + entry.num_bytes]
-    with (
-        warnings.catch_warnings()
-    ):  # arrays out of the object store are read-only, and so are our views
-        warnings.filterwarnings(
-            "ignore", message=".*not writable.*", category=UserWarning
-        )
+    with warnings.catch_warnings():  # arrays out of the object store are read-only, and so are our views
+        warnings.filterwarnings("ignore", message=".*not writable.*", category=UserWarning)
         flat = torch.from_numpy(piece)
     return flat.view(getattr(torch, entry.dtype)).view(entry.shape)

@@ -17,9 +17,7 @@ TIMESTEP = 500.0
 
 
 @torch.no_grad()
-def probe_output(
-    model: nn.Module, architecture: WanArchitecture, seed: int
-) -> list[float]:
+def probe_output(model: nn.Module, architecture: WanArchitecture, seed: int) -> list[float]:
     """Flow that `model` predicts on a small input drawn from `seed`, flattened, as float32 numbers.
 
     `model` is a CausalWanModel, or a PEFT model or engine around one, with the adapter to probe

@@ -24,9 +24,7 @@ def test_global_std_uses_all_rewards_of_the_batch() -> None:
 def test_group_std_divides_each_group_by_its_own_population_std() -> None:
     """With the sample std (n - 1) the first group would come out 1 / sqrt(2)."""
     advantages, _ = group_advantages([[1.0, 3.0], [0.0, 8.0]], std="group")
-    assert np.allclose(
-        advantages, [[-1 / 1.0001, 1 / 1.0001], [-4 / 4.0001, 4 / 4.0001]], rtol=1e-12
-    )
+    assert np.allclose(advantages, [[-1 / 1.0001, 1 / 1.0001], [-4 / 4.0001, 4 / 4.0001]], rtol=1e-12)
 
 
 @pytest.mark.parametrize("std", ["global", "group"])
@@ -44,11 +42,7 @@ def test_groups_may_have_different_sizes() -> None:
     assert advantages[0][1] == 0.0
 
 
-@given(
-    st.lists(
-        st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=6), min_size=1, max_size=5
-    )
-)
+@given(st.lists(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=6), min_size=1, max_size=5))
 def test_advantages_agree_with_numpy(rewards) -> None:
     """Independent vectorised form of the same definition, to 1e-6 of the 1e-4 floor of the scale."""
     advantages, _ = group_advantages(rewards, std="global")
@@ -61,5 +55,5 @@ def test_advantages_agree_with_numpy(rewards) -> None:
 @pytest.mark.parametrize("rewards", [[], [[1.0], []], [[1.0, math.nan]], [[math.inf]]])
 def test_rewards_that_cannot_be_compared_are_refused(rewards) -> None:
     """A NaN in one rollout would silently spread over the whole batch through the std."""
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"at least one reward in every group|must be finite"):
         group_advantages(rewards, std="global")

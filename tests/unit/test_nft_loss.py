@@ -17,17 +17,13 @@ def constant(value: float, *, batch: int = 1) -> torch.Tensor:
 
 def test_full_weight_ignores_the_negative_branch() -> None:
     """r = 1: pos = 0.25 * 2 + 0.75 * 0 = 0.5, and (0.5 - 1)^2 = 0.25."""
-    loss = nft_loss(
-        constant(2.0), constant(0.0), constant(1.0), torch.ones(1), nft_beta=0.25
-    )
+    loss = nft_loss(constant(2.0), constant(0.0), constant(1.0), torch.ones(1), nft_beta=0.25)
     assert loss.item() == pytest.approx(0.25)
 
 
 def test_zero_weight_ignores_the_positive_branch() -> None:
     """r = 0: neg = 1.25 * 0 - 0.25 * 2 = -0.5, and (-0.5 - 1)^2 = 2.25."""
-    loss = nft_loss(
-        constant(2.0), constant(0.0), constant(1.0), torch.zeros(1), nft_beta=0.25
-    )
+    loss = nft_loss(constant(2.0), constant(0.0), constant(1.0), torch.zeros(1), nft_beta=0.25)
     assert loss.item() == pytest.approx(2.25)
 
 
@@ -49,9 +45,7 @@ def test_weight_maps_the_clipped_advantage_to_zero_one() -> None:
 def test_gradient_agrees_with_finite_differences_and_spares_the_old_policy() -> None:
     """A gradient into `old` would train the wrong adapter."""
     torch.manual_seed(0)
-    new, old, target = (
-        torch.randn(3, 2, 2, 1, 2, dtype=torch.float64) for _ in range(3)
-    )
+    new, old, target = (torch.randn(3, 2, 2, 1, 2, dtype=torch.float64) for _ in range(3))
     weight = torch.rand(3, dtype=torch.float64)
     new.requires_grad_()
     old.requires_grad_()
@@ -67,9 +61,7 @@ def test_gradient_agrees_with_finite_differences_and_spares_the_old_policy() -> 
         bump = torch.zeros_like(flat)
         bump[i] = 1e-5
         high, low = (loss((flat + sign * bump).view_as(new)) for sign in (1, -1))
-        assert gradient.flatten()[i].item() == pytest.approx(
-            ((high - low) / 2e-5).item(), abs=1e-8
-        )
+        assert gradient.flatten()[i].item() == pytest.approx(((high - low) / 2e-5).item(), abs=1e-8)
 
 
 def test_gradient_on_policy_is_the_published_closed_form() -> None:
@@ -118,8 +110,6 @@ def test_reference_penalty_is_the_mean_square_of_each_sample() -> None:
         ("linear", 1, 0.001),
         ("linear", 499, 0.499),
         ("linear", 800, 0.5),
-    ]
-    + [
         ("delayed", 75, 0.0),
         ("delayed", 76, 0.0075),
         ("delayed", 115, 0.3),
@@ -141,9 +131,7 @@ def test_mixing_keeps_the_share_of_the_old_policy() -> None:
 
 def test_ema_warms_up_and_converges() -> None:
     """Without warm-up the average would hang at the initial weights for 1 / (1 - decay) steps."""
-    assert [ema_decay(s, maximum=0.9) for s in (0, 1, 80, 200)] == pytest.approx(
-        [0.1, 2 / 11, 0.9, 0.9]
-    )
+    assert [ema_decay(s, maximum=0.9) for s in (0, 1, 80, 200)] == pytest.approx([0.1, 2 / 11, 0.9, 0.9])
     ema = torch.tensor([1.0])
     ema_update_(ema, torch.tensor([2.0]), decay=0.25)
     assert ema.item() == 1.75

@@ -61,6 +61,6 @@ def test_more_replacements_than_the_budget_name_the_last_cause() -> None:
     budget = ReplacementBudget(2)
     budget.spend(0.0, "first")
     budget.spend(1.0, "second")
-    with pytest.raises(InfraFailure, match="2 rollout actors .* the last failure was: third"):
+    with pytest.raises(InfraFailure, match=r"2 rollout actors .* the last failure was: third"):
         budget.spend(2.0, "third")
     budget.spend(WINDOW_S, "an hour after the first one")  # only the second one counts still

@@ -16,9 +16,7 @@ from astrolabe_ray.weights.pack import pack, unpack
 
 TENSORS = {
     "blocks.0.q.lora_A": torch.arange(6.0).reshape(2, 3),
-    "blocks.0.q.lora_B": torch.tensor(
-        [1.0, -2.5, 3.0], dtype=torch.bfloat16
-    ),  # 6 bytes: padding follows
+    "blocks.0.q.lora_B": torch.tensor([1.0, -2.5, 3.0], dtype=torch.bfloat16),  # 6 bytes: padding follows
     "blocks.1.q.lora_A": torch.tensor([[float("nan"), float("inf")]]),
 }
 
@@ -34,10 +32,7 @@ def test_what_is_unpacked_is_bitwise_what_was_packed() -> None:
     assert list(got) == list(TENSORS)
     for name, tensor in TENSORS.items():
         assert got[name].dtype == tensor.dtype
-        assert (
-            got[name].contiguous().view(torch.uint8).tolist()
-            == tensor.view(torch.uint8).tolist()
-        )
+        assert got[name].contiguous().view(torch.uint8).tolist() == tensor.view(torch.uint8).tolist()
     assert (manifest.version, manifest.lora_scale) == (PolicyVersion(1, 7), 0.5)
 
 
@@ -57,9 +52,7 @@ def test_the_buffer_is_laid_out_as_its_manifest_says() -> None:
 def test_unpacked_tensors_share_the_buffers_memory() -> None:
     """A copy of 1.4 GB for each actor of a node would defeat the object store."""
     manifest, buffer = packed()
-    assert (
-        unpack(manifest, buffer)["blocks.0.q.lora_A"].data_ptr() == buffer.ctypes.data
-    )
+    assert unpack(manifest, buffer)["blocks.0.q.lora_A"].data_ptr() == buffer.ctypes.data
 
 
 def test_a_read_only_buffer_unpacks_without_a_warning(recwarn) -> None:
@@ -107,9 +100,7 @@ def test_an_entry_that_does_not_fit_is_refused(change) -> None:
     """A manifest from elsewhere must not make tensors overlap or leave the buffer."""
     manifest, buffer = packed()
     first, *rest = manifest.tensors
-    bad = dataclasses.replace(
-        manifest, tensors=(dataclasses.replace(first, **change), *rest)
-    )
+    bad = dataclasses.replace(manifest, tensors=(dataclasses.replace(first, **change), *rest))
     with pytest.raises(WeightMismatch, match="does not fit"):
         unpack(bad, buffer)
 
@@ -128,18 +119,12 @@ def test_a_receiver_with_other_tensors_is_told_which() -> None:
     manifest, _ = packed()
     require_same_tensors(manifest, TENSORS)
     fewer = dict(list(TENSORS.items())[:2])
-    with pytest.raises(
-        WeightMismatch, match=r"blocks.1.q.lora_A is published but unknown here"
-    ):
+    with pytest.raises(WeightMismatch, match=r"blocks.1.q.lora_A is published but unknown here"):
         require_same_tensors(manifest, fewer)
-    with pytest.raises(
-        WeightMismatch, match=r"extra is expected here but not published"
-    ):
+    with pytest.raises(WeightMismatch, match=r"extra is expected here but not published"):
         require_same_tensors(manifest, {**TENSORS, "extra": torch.zeros(1)})
     with pytest.raises(WeightMismatch, match=r"\(2, 3\), here it is \(3, 2\)"):
-        require_same_tensors(
-            manifest, {**TENSORS, "blocks.0.q.lora_A": torch.zeros(3, 2)}
-        )
+        require_same_tensors(manifest, {**TENSORS, "blocks.0.q.lora_A": torch.zeros(3, 2)})
 
 
 def test_float64_weights_are_refused() -> None:
