@@ -20,13 +20,13 @@ def load_prompts(source: str) -> list[str]:
     if source.startswith("builtin:"):
         raise ConfigError(f"there is no prompt list '{source}'; use {' or '.join(BUILTIN)} or a text file.")
     try:
-        lines = Path(source).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as reason:
+        text = Path(source).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError, RuntimeError) as reason:  # RuntimeError: the home of nobody
         raise ConfigError(
             f"can't read the prompt file {source}: {reason}. "
             "It must be a UTF-8 text file with one prompt a line."
         ) from reason
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = [line.strip() for line in text.split("\n") if line.strip()]
     if not prompts:
         raise ConfigError(f"the prompt file {source} holds no prompt; write one prompt a line.")
     return prompts
