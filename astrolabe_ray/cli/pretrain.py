@@ -19,7 +19,8 @@ NEEDED_BY_TRANSFORMER = ("text_encoder", "vae")
 def pretrain(parts: Sequence[str], *, seed: int, out: Path) -> None:
     """Train `parts` (or `all`) into the model folder `out` and print how good each one is.
 
-    Raises ConfigError for a part that does not exist, or whose own parts are not there.
+    Raises ConfigError for a part that does not exist, or whose own parts are not there, and for an
+    `out` that can't be a folder.
     """
     wanted = PARTS if "all" in parts else parts
     for part in wanted:
@@ -30,7 +31,10 @@ def pretrain(parts: Sequence[str], *, seed: int, out: Path) -> None:
     absent = [part for part in NEEDED_BY_TRANSFORMER if part not in wanted and not (out / part).is_dir()]
     if "transformer" in wanted and absent:
         raise ConfigError(f"the transformer needs {', '.join(absent)} in {out}: train them in the same call.")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        raise ConfigError(f"can't make the folder {out}: {reason.strerror}. Try --out FOLDER.") from None
     for part in (part for part in PARTS if part in wanted):
         start = time.monotonic()
         measured = _trainer(part)(seed, out)
