@@ -63,6 +63,16 @@ def test_every_tensor_is_finite() -> None:
         assert bad == [], file
 
 
+def test_the_model_card_is_complete_and_counts_the_parameters_that_there_are() -> None:
+    """A card that describes earlier weights misleads."""
+    card = (WEIGHTS / "README.md").read_text()
+    assert "METRIC_" not in card
+    for part in ("transformer", "vae", "text_encoder", "clip"):
+        (file,) = (WEIGHTS / part).glob("*.safetensors")
+        (row,) = (line for line in card.splitlines() if line.startswith(f"| `{part}/`"))
+        assert f"| {sum(tensor.numel() for tensor in load_file(file).values()):,} |" in row
+
+
 def test_the_parts_fit_each_other() -> None:
     """Parts that were trained at different times may disagree on a size."""
     files = resolve("builtin:sprites")
