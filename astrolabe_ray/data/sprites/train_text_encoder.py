@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ def train_text_encoder(seed: int, out: Path) -> dict[str, float]:
     attributes of its caption, so that word embeddings carry the whole caption.
     """
     torch.manual_seed(seed)
-    tokenizer = make_tokenizer()
+    tokenizer: Any = make_tokenizer()
     network = UMT5EncoderModel(
         UMT5Config(
             vocab_size=len(tokenizer),

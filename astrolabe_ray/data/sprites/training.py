@@ -36,10 +36,12 @@ class Trainer:
                 nn.utils.clip_grad_norm_(self.params, 1.0)
                 optimizer.step()
                 decay = min(self.ema_decay, step / (step + 10))
-                torch._foreach_lerp_(average, [p.detach() for p in self.params], 1 - decay)
+                for mean, param in zip(average, self.params, strict=True):
+                    mean.lerp_(param.detach(), 1 - decay)
                 progress.update(bar, advance=1, loss=float(value.detach()))
         with torch.no_grad():
-            torch._foreach_copy_(self.params, average)
+            for mean, param in zip(average, self.params, strict=True):
+                param.copy_(mean)
 
 
 def _progress() -> Progress:
