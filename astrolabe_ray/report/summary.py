@@ -17,9 +17,8 @@ def summarise(outcome: RunOutcome) -> dict[str, Any]:
     """
     by_phase = {evaluation.phase: evaluation for evaluation in outcome.evaluations}
     before, after = by_phase.get("before"), by_phase.get("after")
-    whole = before is not None and after is not None
     return {
-        "heldout": compare(before, after) if whole else {},
+        "heldout": compare(before, after) if before is not None and after is not None else {},
         "diversity": {phase: evaluation.diversity for phase, evaluation in by_phase.items()},
         "stopped_early": outcome.stopped_early,
         "num_rollouts": outcome.num_rollouts,

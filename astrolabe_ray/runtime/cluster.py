@@ -93,5 +93,5 @@ def _init(config: ClusterConfig, address: str | None, num_cpus: int | None = Non
         logging_level=logging.ERROR,
     )
     url = f"http://{context.dashboard_url}" if context.dashboard_url else None
-    address = ray.get_runtime_context().gcs_address
-    return Cluster(address, started_here=num_cpus is not None, dashboard_url=url)
+    joined = str(ray.get_runtime_context().gcs_address)
+    return Cluster(joined, started_here=num_cpus is not None, dashboard_url=url)
