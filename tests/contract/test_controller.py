@@ -328,7 +328,7 @@ def test_a_run_in_which_nothing_moves_names_the_oldest_item() -> None:
         stage.pool.hangs = True
         await asyncio.wait_for(stage.controller._train_all(), 20)
 
-    with pytest.raises(RunStalled, match=r"2 groups in flight .oldest is number 0\."):
+    with pytest.raises(RunStalled, match=r"2 groups in flight .oldest is number 0\)"):
         asyncio.run(run())
 
 
