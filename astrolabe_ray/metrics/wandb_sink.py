@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from astrolabe_ray.config.schema import LoggingConfig
 
+log = logging.getLogger(__name__)
+
 
 class WandbSink:
-    """One W&B run. Files go below `run_dir`; `wandb sync` uploads what was written offline."""
+    """One W&B run. Files go below `run_dir`; `wandb sync` uploads what was written offline.
+
+    W&B is a second record. When its process is gone (`ray job stop` ends it before the run has saved),
+    one warning is logged and the run goes on without it.
+    """
 
     def __init__(self, logging: LoggingConfig, run_dir: Path, config: Mapping[str, Any]) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        self._wandb = wandb
+        self._wandb, self._lost = wandb, False
         self._run = wandb.init(
             project=logging.wandb_project,
             name=run_dir.name,
@@ -27,12 +35,36 @@ class WandbSink:
         )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(metrics), step=step)
+        self._tell(lambda: self._run.log(dict(metrics), step=step))
 
     def log_videos(self, title: str, files: Mapping[str, Path], step: int) -> None:
         """`files` maps a caption to an mp4 file."""
         videos = [self._wandb.Video(str(path), caption=caption) for caption, path in files.items()]
-        self._run.log({title: videos}, step=step)
+        self._tell(lambda: self._run.log({title: videos}, step=step))
 
     def close(self) -> None:
-        self._run.finish()
+        self._tell(self._run.finish)
+
+    def _tell(self, call: Callable[[], None]) -> None:
+        if self._lost:
+            return
+        try:
+            with _quiet_asyncio():
+                call()
+        except (OSError, self._wandb.Error) as reason:
+            self._lost = True
+            log.warning("W&B is no longer there (%s); metrics.jsonl and the report have everything.", reason)
+            with _quiet_asyncio(), suppress(OSError, self._wandb.Error):
+                self._wandb.teardown()  # else it would talk to its process again when this one exits
+
+
+@contextmanager
+def _quiet_asyncio() -> Iterator[None]:
+    """asyncio reports a broken socket a second time, without saying whose it was."""
+    logger = logging.getLogger("asyncio")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
