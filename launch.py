@@ -69,8 +69,7 @@ def start_rewards(config: RunConfig) -> None:
     from reward_servers.app import ServerSpec
     from reward_servers.deploy import ensure
 
-    for reward in config.rewards:
-        ensure(ServerSpec.of(reward))
+    ensure([ServerSpec.of(reward) for reward in config.rewards])
 
 
 def stop_rewards(config: RunConfig) -> None:

@@ -175,6 +175,7 @@ def application(spec: ServerSpec) -> serve.Application:
             "max_replicas": spec.max_replicas,
             "target_ongoing_requests": 4,
             "look_back_period_s": 10,
+            "metrics_interval_s": 2,
             "upscale_delay_s": 5,
             "downscale_delay_s": 120,
         },

@@ -6,6 +6,7 @@ deployed before a look at what is there, and only by one process at a time.
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,14 @@ from ray.serve.schema import ApplicationStatus
 from astrolabe_ray.errors import InfraFailure
 from reward_servers.app import ServerSpec, application
 
+BROKEN = (ApplicationStatus.UNHEALTHY, ApplicationStatus.DEPLOY_FAILED)
 PREFIX = "reward-"
 NAMESPACE = "astrolabe-rewards"
 LOCK_TIMEOUT_S = 180.0
 LEASE_S = 120.0
 """A holder that died no longer blocks others after this time; a server starts well within it."""
+
+logging.getLogger("ray.serve").setLevel(logging.WARNING)  # importing serve has just set it to INFO
 
 
 @dataclass(frozen=True)
@@ -56,23 +60,28 @@ class DeployLock:
             self._holder = ""
 
 
-def ensure(spec: ServerSpec) -> DeploymentHandle:
-    """A handle to the server of `spec`, which is started only if it is not there.
+def ensure(specs: Sequence[ServerSpec]) -> list[DeploymentHandle]:
+    """Handles to the servers of `specs`; those that are not there are started, all at the same time.
 
-    Returns when it answers. Raises InfraFailure when it does not start.
+    Returns when all answer. Raises InfraFailure when one does not start.
     """
     serve.start(http_options=HTTPOptions(location=ProxyLocation.Disabled))
     with _deploy_lock():
-        running = serve.status().applications.get(spec.app_name)
-        if running is None or running.status in (
-            ApplicationStatus.UNHEALTHY,
-            ApplicationStatus.DEPLOY_FAILED,
-        ):
-            try:
-                serve.run(application(spec), name=spec.app_name, route_prefix=None)
-            except RuntimeError as error:
-                raise InfraFailure(f"reward server {spec.app_name} does not start: {error}") from error
-    return serve.get_app_handle(spec.app_name).options(_by_reference=True)
+        running = serve.status().applications
+        missing = [
+            spec for spec in specs if spec.app_name not in running or running[spec.app_name].status in BROKEN
+        ]
+        targets = [
+            serve.RunTarget(target=application(spec), name=spec.app_name, route_prefix=None)
+            for spec in missing
+        ]
+        try:
+            if targets:
+                serve.run_many(targets)
+        except RuntimeError as error:
+            names = ", ".join(spec.app_name for spec in missing)
+            raise InfraFailure(f"of the reward servers {names} one does not start: {error}") from error
+    return [serve.get_app_handle(spec.app_name).options(_by_reference=True) for spec in specs]
 
 
 def status() -> list[ServerStatus]:

@@ -39,9 +39,9 @@ class ServeRewardPool:
         rewards: Sequence[RewardConfig],
         *,
         keep_servers: bool = True,
-        connect: Callable[[ServerSpec], Any] = ensure,
+        connect: Callable[[Sequence[ServerSpec]], Sequence[Any]] = ensure,
     ) -> None:
-        """`connect` gives a Serve handle for a spec. Raises ConfigError for an unknown reward key."""
+        """`connect` gives a Serve handle for each spec. Raises ConfigError for an unknown reward key."""
         self._rewards, self._keep_servers, self._connect = tuple(rewards), keep_servers, connect
         self._frames = [scorer_class(reward.key).frames for reward in rewards]
         self._handles: list[Any] = []
@@ -53,7 +53,7 @@ class ServeRewardPool:
     async def start(self) -> None:
         """Find or start all servers at the same time."""
         specs = [ServerSpec.of(reward) for reward in self._rewards]
-        self._handles = [await asyncio.to_thread(self._connect, spec) for spec in specs]
+        self._handles = list(await asyncio.to_thread(self._connect, specs))
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[Scores]:
         began = time.monotonic()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from pathlib import Path
 
 import ray
@@ -39,7 +38,6 @@ def run_on_ray(config: RunConfig, plan: Plan, wiring: Wiring, resume_from: Path 
     Raises ConfigError, with no Ray actor started, for a mixed installation or a cluster without room.
     """
     require_one_checkout()
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     cluster = connect(config.cluster, min_cpus=plan.num_cpus)
     try:
         _require_room(config, plan, wiring)
