@@ -29,8 +29,8 @@ class MotionScorer:
     frame. coherence = exp(-residual / 0.35), where residual is the change that remains after the
     second frame was warped back along the flow, relative to the change without warping. A still video
     has no presence; flicker and noise change much and flow explains none of it. steadiness, in 0..1, is
-    |v + w| / (|v| + |w|) for the mean velocities v, w of what moves in successive pairs: jumping to
-    and fro has little of it. Velocities below a pixel count as steady.
+    1 - |v - w| / (|v| + |w|) for the mean velocities v, w of what moves in successive pairs: jumping
+    about has little of it. Velocities below a pixel count as steady.
     """
 
     frames = FrameSpec()
@@ -75,6 +75,6 @@ class MotionScorer:
 
 def _steadiness(velocities: np.ndarray) -> float:
     """Of mean velocities [pairs, 2] in pixels."""
-    both = velocities[:-1] + velocities[1:]
+    changes = np.linalg.norm(np.diff(velocities, axis=0), axis=1)
     lengths = np.linalg.norm(velocities, axis=1)
-    return float(np.mean((np.linalg.norm(both, axis=1) + 1) / (lengths[:-1] + lengths[1:] + 1)))
+    return float(1 - np.mean(changes / (lengths[:-1] + lengths[1:] + 1)))
