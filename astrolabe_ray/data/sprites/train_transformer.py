@@ -32,8 +32,8 @@ from astrolabe_ray.models.wan.kv_cache import KVCache
 from astrolabe_ray.models.wan.transformer import CausalWanModel
 
 NUM_CLIPS = 2500
-NUM_TEACHER_STEPS, NUM_STUDENT_STEPS, BATCH = 3000, 1200, 48
-NUM_TRAJECTORIES, NUM_ODE_STEPS = 1536, 20
+NUM_TEACHER_STEPS, NUM_STUDENT_STEPS, BATCH = 2400, 700, 32
+NUM_TRAJECTORIES, NUM_ODE_STEPS = 1024, 16
 ARCHITECTURE = WanArchitecture(
     dim=128, num_heads=4, num_layers=4, ffn_dim=512, freq_dim=64, text_dim=TEXT_DIM, text_len=TEXT_LEN
 )
