@@ -1,0 +1,210 @@
+"""What reward pools and servers promise, with a fake Serve handle or none."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from ray import exceptions as rx
+
+from astrolabe_ray.config.schema import RewardConfig
+from astrolabe_ray.data.frames import derive_view
+from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure
+from astrolabe_ray.types import FrameSpec, PolicyVersion, Rollout
+from reward_servers import pool as pool_module
+from reward_servers.app import ScoreRequest, ServerSpec, check_videos, score_together
+from reward_servers.deploy import DeployLock
+from reward_servers.local_pool import LocalRewardPool
+from reward_servers.pool import ServeRewardPool
+
+PROMPT = "a small red circle moves left on a black background"
+REWARDS = (RewardConfig(key="image_quality", max_attempts=3), RewardConfig(key="motion_quality"))
+
+
+def video(level: int) -> np.ndarray:
+    """A square of this brightness on black."""
+    frames = np.zeros((9, 3, 32, 32), np.uint8)
+    frames[:, :, 8:20, 8:20] = level
+    return frames
+
+
+def rollouts(views: Sequence[FrameSpec], *videos: np.ndarray) -> list[Rollout]:
+    return [
+        Rollout("g", i, PROMPT, i, PolicyVersion(0), "a", None, tuple(derive_view(each, v) for v in views))
+        for i, each in enumerate(videos)
+    ]
+
+
+class Handle:
+    """Answers like a Serve handle; `answer` gets the request and the number of the call."""
+
+    def __init__(self, answer: Callable[[ScoreRequest, int], Any]) -> None:
+        self.requests: list[ScoreRequest] = []
+        self.answer = answer
+        self.score = self
+
+    def remote(self, request: ScoreRequest) -> asyncio.Future[list[float]]:
+        self.requests.append(request)
+        future: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
+        result = self.answer(request, len(self.requests))
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        elif result is not None:
+            future.set_result(result)
+        return future  # None: never answers
+
+
+def score_with(*handles: Handle, rewards: Sequence[RewardConfig] = REWARDS) -> list[Any]:
+    pool = ServeRewardPool(rewards, connect=lambda specs: handles[: len(specs)])
+
+    async def run() -> list[Any]:
+        await pool.start()
+        return await pool.score(rollouts(pool.views, video(255), video(100)))
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "FIRST_BACKOFF_S", 0.001)
+
+
+def test_scores_keep_the_order_of_rollouts_and_go_by_key() -> None:
+    """Swapped rewards train towards the wrong videos without any error."""
+    image, motion = Handle(lambda *_: [0.1, 0.2]), Handle(lambda *_: [1.0, 2.0])
+    scores = score_with(image, motion)
+    assert [score.values for score in scores] == [
+        {"image_quality": 0.1, "motion_quality": 1.0},
+        {"image_quality": 0.2, "motion_quality": 2.0},
+    ]
+    assert [v.shape[0] for v in image.requests[0].videos] == [4, 4], "its view has four frames"
+    assert [v.shape[0] for v in motion.requests[0].videos] == [9, 9], "its view has all frames"
+
+
+@pytest.mark.parametrize(
+    "trouble", [rx.ActorDiedError(), rx.ObjectLostError("00", None, ""), InfraFailure("videos are lost")]
+)
+def test_a_request_that_infrastructure_broke_is_sent_again(trouble: Exception) -> None:
+    """Scoring has no side effects, so one dead replica must not end a run."""
+    image = Handle(lambda _, call: trouble if call < 3 else [0.5, 0.5])
+    assert score_with(image, Handle(lambda *_: [0.0, 0.0]))[0].values["image_quality"] == 0.5
+    assert len(image.requests) == 3
+
+
+def test_after_the_last_attempt_the_cause_is_told() -> None:
+    """An endless retry looks like a hang."""
+    image = Handle(lambda *_: rx.ActorDiedError())
+    with pytest.raises(InfraFailure, match="'image_quality' did not answer in 3 attempts"):
+        score_with(image, Handle(lambda *_: [0.0, 0.0]))
+    assert len(image.requests) == 3
+
+
+def test_a_server_that_never_answers_counts_as_broken() -> None:
+    """A wait without an end stalls the whole run."""
+    slow = (RewardConfig(key="image_quality", max_attempts=2, request_timeout_s=0.05),)
+    with pytest.raises(InfraFailure, match="in 2 attempts: TimeoutError"):
+        score_with(Handle(lambda *_: None), rewards=slow)
+
+
+def test_an_input_that_cannot_be_scored_is_not_sent_again() -> None:
+    """The same bad video would fail on every replica."""
+    image = Handle(lambda *_: DataFailure("the score is nan"))
+    with pytest.raises(DataFailure, match="nan"):
+        score_with(image, Handle(lambda *_: [0.0, 0.0]))
+    assert len(image.requests) == 1
+
+
+def test_an_unknown_reward_is_refused_before_anything_starts() -> None:
+    """It would cost a deployment to find out."""
+    with pytest.raises(ConfigError, match="image_quality"):
+        ServeRewardPool((RewardConfig(key="image_qualty"),))
+
+
+def test_the_local_pool_gives_each_scorer_its_view() -> None:
+    """A scorer that sees other frames than its view measures something else."""
+    pool = LocalRewardPool(REWARDS)
+    bright, empty = asyncio.run(pool.score(rollouts(pool.views, video(255), video(0))))
+    assert bright.values == {"image_quality": pytest.approx(1.0), "motion_quality": 0.0}
+    assert empty.values == {"image_quality": 0.0, "motion_quality": 0.0}
+
+
+class Brightness:
+    """Mean level; refuses white videos and gives NaN for black ones."""
+
+    frames = FrameSpec()
+
+    def score(self, videos: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        means = videos.reshape(len(videos), -1).mean(axis=1)
+        if (means == 255).any():
+            raise DataFailure("too bright")
+        return np.where(means == 0, math.nan, means).astype(np.float32)
+
+
+def plain(level: int, frames: int = 2, count: int = 1) -> np.ndarray:
+    return np.full((count, frames, 3, 4, 4), level, np.uint8)
+
+
+def requests_for(fetched: Sequence[Any]) -> list[ScoreRequest]:
+    return [
+        ScoreRequest(str(i), (), (PROMPT,) * (len(v) if isinstance(v, np.ndarray) else 1))
+        for i, v in enumerate(fetched)
+    ]
+
+
+def test_a_bad_request_fails_alone_in_its_batch() -> None:
+    """Requests of other runs share the batch."""
+    lost = InfraFailure("lost")
+    fetched = [plain(10, count=2), plain(255), lost, plain(0), plain(30, frames=5)]
+    results = score_together(Brightness(), fetched, requests_for(fetched))
+    assert results[0] == [10.0, 10.0]
+    assert isinstance(results[1], DataFailure) and "too bright" in str(results[1])
+    assert results[2] is lost
+    assert isinstance(results[3], DataFailure) and "gave nan" in str(results[3])
+    assert results[4] == [30.0]
+
+
+@pytest.mark.parametrize(
+    "videos",
+    [
+        [],
+        [plain(1)[0]],
+        [plain(1)[0], plain(1)[0].astype(np.float32)],
+        [plain(1)[0], plain(1, frames=3)[0]],
+        [plain(1)[0, 0], plain(1)[0, 0]],
+        [plain(1)[0, :0], plain(1)[0, :0]],
+    ],
+)
+def test_only_uint8_videos_of_one_shape_and_one_per_prompt_are_scored(videos: list[np.ndarray]) -> None:
+    """Floats in 0..1 read as levels would give a plausible wrong score."""
+    with pytest.raises(DataFailure, match="needed is one uint8"):
+        check_videos(videos, ScoreRequest("r", (), (PROMPT, PROMPT)))
+    check_videos([plain(1)[0], plain(2)[0]], ScoreRequest("r", (), (PROMPT, PROMPT)))
+
+
+def test_servers_are_the_same_only_if_all_that_defines_them_is() -> None:
+    """Sharing by key alone would hand a run a server with other resources."""
+    spec = ServerSpec.of(RewardConfig(key="tiny_clip"))
+    assert spec.app_name == ServerSpec.of(RewardConfig(key="tiny_clip", weight=3, max_attempts=9)).app_name
+    names = {
+        spec.app_name,
+        ServerSpec.of(RewardConfig(key="tiny_clip", num_cpus=2)).app_name,
+        ServerSpec.of(RewardConfig(key="tiny_clip", max_replicas=2)).app_name,
+        ServerSpec.of(RewardConfig(key="image_quality")).app_name,
+    }
+    assert len(names) == 4
+
+
+def test_one_process_at_a_time_deploys_and_a_dead_one_blocks_nobody_for_ever() -> None:
+    """Two runs that start together would restart each other's servers."""
+    lock = DeployLock()
+    assert lock.acquire("a", 60)
+    assert not lock.acquire("b", 60)
+    lock.release("b")
+    assert not lock.acquire("b", 60), "only the holder releases"
+    lock.release("a")
+    assert lock.acquire("b", -1.0)
+    assert lock.acquire("a", 60), "a lease that has run out"
