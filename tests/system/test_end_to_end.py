@@ -33,6 +33,7 @@ from launch import make_roles
 from learner.learner_worker import LearnerSpec
 from learner.local import LocalLearner
 from reward_servers.local_pool import LocalRewardPool
+from tests.reward_replicas import replica_pids
 
 pytestmark = pytest.mark.system
 REWARDS = tuple(RewardConfig(key=key, num_cpus=0.1) for key in ("tiny_clip", "image_quality"))
@@ -160,22 +161,13 @@ def test_a_second_run_reuses_the_servers_and_never_exceeds_the_policy_age(
     synchronous: Distributed, tmp_path: Path
 ) -> None:
     """Reloading reward models costs minutes on real ones; too stale rollouts bias the update."""
-    before = replicas()
+    before = replica_pids()
     config = tiny_run(num_ranks=2, num_actors=2, max_policy_age=2, num_steps=6)
     outcome, notes, run_dir = carry_out(config, make_roles(config), tmp_path)
     assert len(before) == 2
-    assert replicas() == before
+    assert replica_pids() == before
     assert sum(outcome.policy_ages.values()) == 6 * 8
     assert set(outcome.policy_ages) <= {0, 1, 2}
     assert max(outcome.policy_ages) > 0, "with room for three steps in flight, some rollouts are older"
     assert [row["step"] for row in notes.steps] == [1, 2, 3, 4, 5, 6]
     assert len(list(run_dir.eval_videos.rglob("*.mp4"))) == 2
-
-
-def replicas() -> set[str]:
-    """Ids of the living replicas of all reward servers."""
-    return {
-        actor["actor_id"]
-        for actor in ray.util.state.list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
-        if "RewardServer" in actor["class_name"]
-    }

@@ -1,0 +1,114 @@
+"""Reward servers on real Ray Serve: scored by reference, shared, found again, replaced after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import ray
+from ray import serve
+
+from astrolabe_ray.config.schema import RewardConfig
+from astrolabe_ray.data.frames import derive_view
+from astrolabe_ray.data.sprites.captions import heldout_captions
+from astrolabe_ray.data.sprites.clips import render_clips
+from astrolabe_ray.errors import DataFailure
+from astrolabe_ray.types import PolicyVersion, Rollout, Scores
+from reward_servers.app import ServerSpec
+from reward_servers.deploy import down, status
+from reward_servers.local_pool import LocalRewardPool
+from reward_servers.pool import ServeRewardPool
+from tests.reward_replicas import replica_pids
+
+pytestmark = pytest.mark.system
+REWARDS = tuple(RewardConfig(key=key, num_cpus=0.1) for key in ("tiny_clip", "motion_quality"))
+NAMES = {ServerSpec.of(reward).app_name for reward in REWARDS}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    serve.shutdown()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def rollouts() -> list[Rollout]:
+    captions = heldout_captions()[:5]
+    views = LocalRewardPool(REWARDS).views
+    return [
+        Rollout("g", i, str(c), i, PolicyVersion(0), "a", None, tuple(derive_view(clip, v) for v in views))
+        for i, (c, clip) in enumerate(zip(captions, render_clips(captions, seed=9), strict=True))
+    ]
+
+
+def in_store(rollouts: list[Rollout]) -> list[Rollout]:
+    return [replace(r, views=tuple(ray.put(view) for view in r.views)) for r in rollouts]
+
+
+def scored(rollouts: list[Rollout]) -> list[Scores]:
+    """By a pool of its own, as another run would have it."""
+
+    async def run() -> list[Scores]:
+        pool = ServeRewardPool(REWARDS)
+        await pool.start()
+        return await pool.score(in_store(rollouts))
+
+    return asyncio.run(run())
+
+
+def test_served_scores_equal_those_in_process(cluster: None, rollouts: list[Rollout]) -> None:
+    """References, batching or threads must not change a score; float32 sums may differ in order."""
+    local = asyncio.run(LocalRewardPool(REWARDS).score(rollouts))
+    served = scored(rollouts)
+    for here, there in zip(served, local, strict=True):
+        assert here.values == pytest.approx(there.values, abs=2e-5)
+        assert here.values.keys() == {"tiny_clip", "motion_quality"}
+
+
+def test_the_next_run_finds_the_servers_running(cluster: None, rollouts: list[Rollout]) -> None:
+    """Loading a large reward model again costs minutes."""
+    before = replica_pids()
+    scored(rollouts)
+    assert len(before) == 2
+    assert replica_pids() == before
+    assert {(server.name, server.status, server.num_replicas) for server in status()} == {
+        (name, "RUNNING", 1) for name in NAMES
+    }
+
+
+def test_a_video_that_cannot_be_scored_fails_alone(cluster: None, rollouts: list[Rollout]) -> None:
+    """The error of one prompt must arrive as what it is, through Serve."""
+    with pytest.raises(DataFailure, match="a cat"):
+        scored([replace(rollouts[0], prompt="a cat")])
+    assert len(scored(rollouts)) == 5
+
+
+def test_a_killed_replica_is_replaced_and_the_request_repeated(
+    cluster: None, rollouts: list[Rollout]
+) -> None:
+    """A crashed server would otherwise end every run that shares it."""
+    expected = [score.values for score in scored(rollouts)]
+    before = replica_pids()
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    for got, want in zip(scored(rollouts), expected, strict=True):
+        assert got.values == pytest.approx(want, abs=2e-5)
+    assert not before & replica_pids()
+
+
+def test_servers_that_were_taken_down_are_gone(cluster: None, rollouts: list[Rollout]) -> None:
+    """They hold GPUs that somebody else wants."""
+    gone, kept = sorted(NAMES)
+    down([gone])
+    assert [server.name for server in status()] == [kept]
+    deadline = time.monotonic() + 20
+    while len(replica_pids()) > 1 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert len(replica_pids()) == 1
