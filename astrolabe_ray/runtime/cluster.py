@@ -62,10 +62,10 @@ def _address_file() -> Path:
 
 
 def _is_one_running() -> bool:
-    """Whether the noted cluster answers; a machine that went down leaves a stale note."""
+    """Whether the noted cluster answers; a machine that went down leaves a stale or an empty note."""
     try:
         _require_listening(_address_file().read_text().strip())
-    except (FileNotFoundError, ConnectionError):
+    except (FileNotFoundError, ConnectionError, ValueError):
         return False
     return True
 
