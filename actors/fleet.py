@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
 from actors.scaling import ReplacementBudget, ScalingPolicy
-from astrolabe_ray.errors import AstrolabeError
+from astrolabe_ray.errors import AstrolabeError, ConfigError
 
 M = TypeVar("M")
 log = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ class Fleet(Generic[M]):
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
-        """Hire the minimum. Raises what the first failing hire raised."""
-        await asyncio.gather(*(self._add() for _ in range(self._scaling.minimum)))
+        """Hire the minimum. Raises what the first failing hire raised; `stop` ends the others."""
+        await asyncio.gather(*(self._task(self._add()) for _ in range(self._scaling.minimum)))
         if self._scaling.maximum > self._scaling.minimum:
             self._spawn(self._scale())
 
@@ -111,15 +111,20 @@ class Fleet(Generic[M]):
         self._dismiss(member)
 
     async def _replace(self, reason: object) -> None:
-        """Produces: one member. Waits for: room in the cluster. Bounded by: the replacement budget."""
-        backoff_s = FIRST_BACKOFF_S
+        """Produces: one member. Waits for: room in the cluster. Bounded by: the replacement budget.
+
+        Looking for room costs none of it while others are at work: a node may be gone for good.
+        """
+        backoff_s, is_charged = FIRST_BACKOFF_S, True
         while True:
-            self._budget.spend(time.monotonic(), reason)
+            if is_charged:
+                self._budget.spend(time.monotonic(), reason)
             try:
                 return await self._add()
             except AstrolabeError as failure:
                 log.warning("no replacement yet, next try in %.0f s: %s", backoff_s, failure)
                 reason = failure
+                is_charged = not (isinstance(failure, ConfigError) and self.members)
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
 
@@ -148,12 +153,16 @@ class Fleet(Generic[M]):
             log.warning("stays at %d members: %s", len(self.members), failure)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._task(work).add_done_callback(self._ended)
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work`, and end it in `stop` at the latest."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self._failure = self._failure or task.exception()
             self._wake()

@@ -27,9 +27,11 @@ class Crew:
 
 
 async def soon(condition) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("not within 5 s")
 
 
 async def test_a_member_serves_one_borrower_at_a_time() -> None:
@@ -112,6 +114,61 @@ async def test_starting_raises_what_the_first_hire_raised() -> None:
         await crew.fleet.start()
     await crew.fleet.stop()
     assert crew.fleet.members == []
+
+
+async def test_stopping_ends_members_that_are_still_being_hired() -> None:
+    """Another role failed to start: actors that come up after the end keep their GPUs."""
+    gate, dismissed = asyncio.Event(), []
+
+    async def hire(number: int) -> str:
+        if number == 1:
+            raise ConfigError("no room")
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            dismissed.append(number)
+            raise
+        return f"m{number}"
+
+    fleet = Fleet(hire, dismissed.append, scaling=ScalingPolicy(3, 3), budget=ReplacementBudget(1))
+    with pytest.raises(ConfigError):
+        await fleet.start()
+    await fleet.stop()
+    gate.set()
+    await asyncio.sleep(0.01)
+    assert fleet.members == []
+    assert sorted(dismissed) == [0, 2]
+
+
+async def test_waiting_for_room_beside_members_at_work_costs_no_replacements(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One node of many goes for good: after an hour of looking for room the whole run would end."""
+    monkeypatch.setattr(fleet_module, "FIRST_BACKOFF_S", 0.001)
+    monkeypatch.setattr(fleet_module, "LONGEST_BACKOFF_S", 0.001)
+    crew = Crew(minimum=2, limit=2)
+    await crew.fleet.start()
+    crew.broken = [ConfigError("no room") for _ in range(10)]
+    async with crew.fleet.borrow() as member:
+        crew.fleet.discard(member, "its node died")
+    await soon(lambda: not crew.broken)
+    await soon(lambda: len(crew.fleet.members) == 2)
+    async with crew.fleet.borrow():
+        pass
+
+
+async def test_waiting_for_room_with_nobody_left_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that holds its learner's GPUs and waits for ever for a first actor."""
+    monkeypatch.setattr(fleet_module, "FIRST_BACKOFF_S", 0.001)
+    crew = Crew(limit=3)
+    await crew.fleet.start()
+    crew.broken = [ConfigError("no room") for _ in range(10)]
+    async with crew.fleet.borrow() as member:
+        crew.fleet.discard(member, "its node died")
+    with pytest.raises(InfraFailure, match="the last failure was: no room"):
+        async with crew.fleet.borrow():
+            pass
+    assert len(crew.broken) == 7
 
 
 async def test_it_grows_while_requests_wait_and_shrinks_to_busy_members(
