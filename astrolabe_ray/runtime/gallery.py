@@ -7,22 +7,34 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from astrolabe_ray.report.gallery import GalleryWorker
+from astrolabe_ray.runtime.failures import as_failure
 from astrolabe_ray.runtime.object_store import RayBlobStore
 from astrolabe_ray.types import Blob
 
 TIMEOUT_S = 300.0
+MAX_RETRIES = 3
+"""Of one question, when the process that looks at videos dies; a new one knows as much as the old one."""
 
 
 class RayGallery:
-    """Fulfils `roles.Gallery`. Its actor ends with the driver."""
+    """Fulfils `roles.Gallery`. Its actor ends with the driver. Raises InfraFailure for lost videos."""
 
     def __init__(self) -> None:
-        self._worker: Any = ray.remote(num_cpus=0)(GalleryWorker).remote(RayBlobStore())
+        options: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=MAX_RETRIES)
+        self._worker: Any = options(GalleryWorker).remote(RayBlobStore())
 
     async def encode(self, video: Blob, *, fps: int, comment: str) -> bytes:
-        return await asyncio.wait_for(self._worker.encode.remote([video], fps, comment), TIMEOUT_S)
+        return await _answer(self._worker.encode.remote([video], fps, comment), "encoding a video")
 
     async def diversity(self, videos: Sequence[Blob]) -> float:
-        return await asyncio.wait_for(self._worker.diversity.remote(list(videos)), TIMEOUT_S)
+        return await _answer(self._worker.diversity.remote(list(videos)), "comparing videos")
+
+
+async def _answer(reference: Any, doing: str) -> Any:
+    try:
+        return await asyncio.wait_for(reference, TIMEOUT_S)
+    except (RayError, asyncio.TimeoutError) as error:
+        raise as_failure(error, doing) from error
