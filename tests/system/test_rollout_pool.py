@@ -91,10 +91,15 @@ def stored(policy: PublishedPolicy) -> PublishedPolicy:
     return PublishedPolicy(policy.manifest, ray.put(policy.buffer))
 
 
-def request(number: int, *, num_seeds: int = 2) -> RolloutRequest:
+def request(number: int, *, num_seeds: int = 2, views: tuple[FrameSpec, ...] = VIEWS) -> RolloutRequest:
     seeds = tuple(1000 * number + i for i in range(num_seeds))
     prompt = ("a red circle", "a blue square")[number % 2]
-    return RolloutRequest(f"train-0-{number}", prompt, seeds, tuple(range(num_seeds)), VIEWS)
+    return RolloutRequest(f"train-0-{number}", prompt, seeds, tuple(range(num_seeds)), views)
+
+
+def long_request(number: int) -> RolloutRequest:
+    """Some seconds of work, so that there is a middle in which to end it."""
+    return request(number, num_seeds=300, views=VIEWS[:1])
 
 
 def assert_bit_identical(got: list[Rollout], expected: list[Rollout]) -> None:
@@ -175,14 +180,14 @@ async def test_an_actor_killed_in_the_middle_of_a_video_costs_nothing_but_time(
     await pool.sync()
     places = await where(pool)
     seconds = {name: sum(psutil.Process(pid).cpu_times()[:2]) for name, (pid, _) in places.items()}
-    asked = request(7, num_seeds=96)
+    asked = long_request(7)
     in_progress = asyncio.ensure_future(pool.generate(asked))
 
     def at_work() -> list[str]:
         return [
             name
             for name, (pid, _) in places.items()
-            if sum(psutil.Process(pid).cpu_times()[:2]) > seconds[name] + 0.3
+            if sum(psutil.Process(pid).cpu_times()[:2]) > seconds[name] + 0.2
         ]
 
     await eventually(lambda: bool(at_work()), "an actor at work")
@@ -251,11 +256,11 @@ async def test_a_lost_node_is_replaced_as_soon_as_there_is_another(
     lost_actor = {node: name for name, (_, node) in (await where(pool)).items()}[lost_node.node_id]
     finished = await asyncio.gather(*(pool.generate(request(number)) for number in range(4)))
     lost = next(rollout for group in finished for rollout in group if rollout.actor == lost_actor)
-    large = [request(number, num_seeds=24) for number in range(2)]
-    in_progress = asyncio.gather(*(pool.generate(asked) for asked in large))
+    long = [long_request(number) for number in range(2)]
+    in_progress = asyncio.gather(*(pool.generate(asked) for asked in long))
     await eventually(lambda: pool._fleet.num_idle == 0, "both actors at work")
     cluster.remove_node(lost_node, allow_graceful=False)
-    for asked, got in zip(large, await asyncio.wait_for(in_progress, PATIENCE_S), strict=True):
+    for asked, got in zip(long, await asyncio.wait_for(in_progress, PATIENCE_S), strict=True):
         assert lost_actor not in {rollout.actor for rollout in got}
         assert_bit_identical(got, await oracle.generate(asked))
     with pytest.raises(InfraFailure, match="reading a payload within 30 s: "):
