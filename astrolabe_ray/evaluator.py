@@ -12,7 +12,15 @@ from astrolabe_ray.data.group_sampler import rollout_seed
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.roles import Gallery, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.step_metrics import total_reward
-from astrolabe_ray.types import EvalRecord, Evaluation, FrameSpec, PolicyVersion, Rollout, RolloutRequest
+from astrolabe_ray.types import (
+    Blob,
+    EvalRecord,
+    Evaluation,
+    FrameSpec,
+    PolicyVersion,
+    Rollout,
+    RolloutRequest,
+)
 
 FULL_VIDEO = FrameSpec()
 
@@ -68,6 +76,7 @@ class Evaluator:
         rollouts = [rollout for part in made for rollout in part]
         videos = [rollout.views[views.index(FULL_VIDEO)] for rollout in rollouts]
         scores, diversity = await asyncio.gather(self.rewards.score(rollouts), self.gallery.diversity(videos))
+        shown = await self._shown_video(rollouts[0], videos[0], phase) if self._is_shown(number) else None
         self.observer.advance()
         weights = {reward.key: reward.weight for reward in self.config.rewards}
         records = [
@@ -77,11 +86,16 @@ class Evaluator:
                 index=rollout.index,
                 scores=dict(score.values),
                 total=total_reward(score, weights),
-                video=video if self._is_shown(number, rollout) else None,
+                video=shown if rollout is rollouts[0] else None,
             )
-            for rollout, score, video in zip(rollouts, scores, videos, strict=True)
+            for rollout, score in zip(rollouts, scores, strict=True)
         ]
         return records, diversity
 
-    def _is_shown(self, number: int, rollout: Rollout) -> bool:
-        return rollout.index == 0 and number < self.config.evaluation.num_shown_videos
+    def _is_shown(self, number: int) -> bool:
+        return number < self.config.evaluation.num_shown_videos
+
+    async def _shown_video(self, rollout: Rollout, video: Blob, phase: str) -> bytes:
+        """Encoded at once: the actor that made the video may be gone when the run ends."""
+        comment = f"{rollout.prompt} | seed {rollout.seed} | policy {rollout.policy_version} | {phase}"
+        return await self.gallery.encode(video, fps=self.config.model.fps, comment=comment)

@@ -15,7 +15,6 @@ from astrolabe_ray.data.group_sampler import GroupSampler
 from astrolabe_ray.data.prompts import load_prompts
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.report.run_dir import RunDir
-from astrolabe_ray.report.shown_videos import write_shown_videos
 from astrolabe_ray.roles import Gallery, Learner, RewardPool, RolloutPool, RunObserver
 
 
@@ -40,7 +39,7 @@ async def run_training(
     stop: asyncio.Event,
     resume_from: Path | None = None,
 ) -> RunOutcome:
-    """Train, and write the shown videos of every evaluation; the roles are stopped in any case."""
+    """Train and evaluate; `observer` records it all. The roles are stopped in any case."""
     evaluator = Evaluator(
         config,
         load_prompts(config.data.heldout_prompts),
@@ -62,9 +61,6 @@ async def run_training(
         resume_from=resume_from,
     )
     try:
-        outcome = await controller.run()
-        for evaluation in outcome.evaluations:
-            await write_shown_videos(run_dir, evaluation, roles.gallery, fps=config.model.fps)
-        return outcome
+        return await controller.run()
     finally:
         await roles.stop()

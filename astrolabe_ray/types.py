@@ -197,7 +197,7 @@ class EvalRecord:
     index: int  # of the rollout within its prompt
     scores: dict[str, float]
     total: float  # weighted sum
-    video: Blob | None = None  # uint8 [F, 3, H, W], only for the ones that are shown
+    video: bytes | None = None  # an mp4 file, only for the ones that are shown
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Every number of a train step: its unit and its meaning, once, for files, W&B, Ray and people."""
+"""Every number of a step or an evaluation: its unit and its meaning, once, for files, W&B, Ray and people."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ METRICS = (
     Metric("policy_loss", "1", "NFT loss"),
     Metric("kl_loss", "1", "mean squared distance to the reference policy"),
     Metric("old_deviation", "1", "mean squared distance of the trained to the sampling policy"),
-    Metric("grad_norm", "1", "before clipping"),
-    Metric("skipped_steps", "steps", "updates left out because a gradient was not finite"),
+    Metric("grad_norm", "1", "before clipping; not a number when the update was left out"),
+    Metric("skipped_steps", "steps", "updates left out so far because a gradient was not finite"),
+    Metric("old_policy_decay", "1", "share of the old policy that was kept at this step"),
     Metric("groups/dropped", "groups", "dropped so far and refilled"),
     Metric("rollouts_per_s", "1/s", "rollouts trained on per second of the step"),
+    Metric("heldout/*", "score", "mean over the held-out videos; diversity is their distance to each other"),
     Metric("seconds/wait", "s", "learner waiting for groups"),
     Metric("seconds/rollout", "s", "denoising and decoding, summed over the actors"),
     Metric("seconds/score", "s", "waiting for scores, summed over the rollouts"),

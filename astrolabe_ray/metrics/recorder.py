@@ -5,23 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
 from typing import Protocol
 
 from astrolabe_ray.metrics.console import RunConsole
 from astrolabe_ray.report.run_dir import RunDir, append_line
+from astrolabe_ray.report.shown_videos import write_shown_videos
 from astrolabe_ray.types import Evaluation, Span
 
 
 class MetricsSink(Protocol):
-    """Takes the row of numbers of each step."""
+    """Takes the numbers of each step, and the numbers and videos of each evaluation. Steps never go back."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def log_videos(self, videos: Mapping[str, Path], step: int) -> None:
+        """`videos` maps a caption to an mp4 file."""
+        ...
 
     def close(self) -> None: ...
 
 
 class RunRecorder:
-    """Fulfils `roles.RunObserver`: metrics.jsonl, evaluations.jsonl, timeline.jsonl, console, sinks."""
+    """Fulfils `roles.RunObserver`: files and videos of the run's folder, console, sinks."""
 
     def __init__(self, run_dir: RunDir, console: RunConsole, sinks: Sequence[MetricsSink]) -> None:
         self._run_dir, self._console, self._sinks = run_dir, console, tuple(sinks)
@@ -52,6 +59,11 @@ class RunRecorder:
                 "records": records,
             },
         )
+        videos, step = write_shown_videos(self._run_dir, evaluation), evaluation.version.step
+        for sink in self._sinks:
+            sink.log(heldout_metrics(evaluation), step)
+            if videos:
+                sink.log_videos(videos, step)
         self._console.evaluated(evaluation)
 
     def span(self, span: Span) -> None:
@@ -60,3 +72,12 @@ class RunRecorder:
     def close(self) -> None:
         for sink in self._sinks:
             sink.close()
+
+
+def heldout_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """Mean of the total and of each reward over the held-out videos, and their diversity."""
+    records = evaluation.records
+    metrics = {"heldout/total": fmean(record.total for record in records)}
+    for key in records[0].scores:
+        metrics[f"heldout/{key}"] = fmean(record.scores[key] for record in records)
+    return metrics | {"heldout/diversity": evaluation.diversity}

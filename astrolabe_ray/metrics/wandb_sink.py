@@ -37,10 +37,10 @@ class WandbSink:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._tell(lambda: self._run.log(dict(metrics), step=step))
 
-    def log_videos(self, title: str, files: Mapping[str, Path], step: int) -> None:
-        """`files` maps a caption to an mp4 file."""
-        videos = [self._wandb.Video(str(path), caption=caption) for caption, path in files.items()]
-        self._tell(lambda: self._run.log({title: videos}, step=step))
+    def log_videos(self, videos: Mapping[str, Path], step: int) -> None:
+        """`videos` maps a caption to an mp4 file. One panel shows them, with a slider over the steps."""
+        panel = [self._wandb.Video(str(path), caption=caption) for caption, path in videos.items()]
+        self._tell(lambda: self._run.log({"heldout/videos": panel}, step=step))
 
     def close(self) -> None:
         self._tell(self._run.finish)

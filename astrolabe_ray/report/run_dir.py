@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any] | list[Any]) -> None:
-    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_bytes(path, (_json(content, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -100,7 +101,7 @@ def read_json(path: Path) -> Any:
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """One JSON object a line, in one write, so that a reader never sees half of it."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(_json(record) + "\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -109,3 +110,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _json(content: Any, *, indent: int | None = None) -> str:
+    """JSON has no NaN and no infinity: they become null, or other programs could not read the file."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from ray.util.metrics import Gauge
 
@@ -20,6 +21,9 @@ class RayMetrics:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         for name, value in metrics.items():
             self._gauge(name).set(value, tags=self._tags)
+
+    def log_videos(self, videos: Mapping[str, Path], step: int) -> None:
+        """Prometheus takes numbers only."""
 
     def close(self) -> None: ...
 

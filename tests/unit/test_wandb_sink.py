@@ -39,7 +39,7 @@ def test_numbers_and_videos_are_on_disk_without_an_account(tmp_path: Path) -> No
     video.write_bytes(encode_mp4(np.zeros((4, 3, 32, 32), np.uint8), fps=4, comment="black"))
     sink = WandbSink(LoggingConfig(wandb="offline"), run_dir, {"num_steps": 3})
     sink.log({"reward/total": 0.625}, 1)
-    sink.log_videos("eval/before", {"a black square": video}, 1)
+    sink.log_videos({"a black square": video}, 1)
     sink.close()
     (record,) = (run_dir / "wandb").glob("offline-run-*/*.wandb")
     assert b"reward/total" in record.read_bytes()
