@@ -38,6 +38,8 @@ VIEWS = (FrameSpec(), FrameSpec(height=128, width=64))
 """The second one has 319 kB and lies in the object store of its node; Ray sends small values along."""
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 """Room for a single actor, so that two actors are on two nodes."""
+HEALTH = {"health_check_period_ms": 500, "health_check_failure_threshold": 6}
+"""Notice after 3 s, not after Ray's 15 s, that a node refuses connections."""
 PATIENCE_S = 60
 
 
@@ -45,7 +47,7 @@ PATIENCE_S = 60
 def cluster() -> Iterator[Cluster]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in the same order here and in the actors
-    cluster = Cluster(initialize_head=True, head_node_args=NODE)
+    cluster = Cluster(initialize_head=True, head_node_args=NODE | {"_system_config": HEALTH})
     try:
         cluster.add_node(**NODE)
         ray.init(address=cluster.address, log_to_driver=False)
