@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+Json = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class RunDir:

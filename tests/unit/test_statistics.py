@@ -1,0 +1,73 @@
+"""What evaluations say, against numbers computed by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from astrolabe_ray.report.statistics import compare, diversity, paired
+from astrolabe_ray.types import EvalRecord, Evaluation, PolicyVersion
+
+
+def test_a_paired_difference_is_the_one_computed_by_hand() -> None:
+    """Differences 2, 0, -1, 3: mean 1, squares of deviations 1 + 1 + 4 + 4 = 10, SE = sqrt(10 / 3 / 4)."""
+    result = paired([1.0, 2.0, 3.0, 4.0], [3.0, 2.0, 2.0, 7.0])
+    assert (result.reward_before, result.reward_after) == (2.5, 3.5)
+    assert result.paired_diff_mean == 1.0
+    assert result.paired_diff_se == pytest.approx(0.9128709291752769, rel=1e-12)
+    assert result.win_rate == 0.625, "two of four, and half of the tie"
+    assert result.num_videos == 4
+
+
+def test_pairing_removes_what_prompts_differ_by() -> None:
+    """An unpaired error would drown a small change in the differences between prompts."""
+    result = paired([0.0, 100.0, -50.0], [1.0, 101.0, -49.0])
+    assert (result.paired_diff_mean, result.paired_diff_se, result.win_rate) == (1.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("before", "after"), [([1.0, 2.0], [1.0]), ([1.0], [2.0]), ([], [])])
+def test_what_does_not_pair_up_is_refused(before: list[float], after: list[float]) -> None:
+    """A mean over the pairs that happen to exist is not the mean that the page names."""
+    with pytest.raises(ValueError, match=f"{len(before)} videos before and {len(after)} after"):
+        paired(before, after)
+
+
+def evaluation(phase: str, records: list[tuple[str, int, float]]) -> Evaluation:
+    made = tuple(EvalRecord(p, seed, 0, {"clip": s, "rest": 1 - s}, 2 * s) for p, seed, s in records)
+    return Evaluation(phase, PolicyVersion(), made, 0.0)
+
+
+def test_every_reward_is_compared_by_itself() -> None:
+    """A total that rises may hide a reward that falls."""
+    before = evaluation("before", [("a", 1, 0.25), ("a", 2, 0.5)])
+    after = evaluation("after", [("a", 1, 0.5), ("a", 2, 0.75)])
+    compared = compare(before, after)
+    assert list(compared) == ["total", "clip", "rest"]
+    assert {key: value["paired_diff_mean"] for key, value in compared.items()} == {
+        "total": 0.5,
+        "clip": 0.25,
+        "rest": -0.25,
+    }
+    assert {key: value["win_rate"] for key, value in compared.items()} == {"total": 1, "clip": 1, "rest": 0}
+
+
+@pytest.mark.parametrize("other", [("b", 2, 0.5), ("a", 3, 0.5)])
+def test_videos_of_other_prompts_or_seeds_are_not_compared(other: tuple[str, int, float]) -> None:
+    """Noise of other seeds would count as an effect of training."""
+    before = evaluation("before", [("a", 1, 0.25), ("a", 2, 0.5)])
+    with pytest.raises(ValueError, match="'before' and 'after' are not of the same prompts and seeds"):
+        compare(before, evaluation("after", [("a", 1, 0.25), other]))
+
+
+def test_diversity_is_the_mean_distance_of_pairs() -> None:
+    """uint8 arithmetic that wraps around would call 0 and 255 neighbours.
+
+    Black, white and half white: distances 1, sqrt(1 / 2) and sqrt(1 / 2).
+    """
+    black, white = (np.full((2, 3, 4, 4), value, np.uint8) for value in (0, 255))
+    half = black.copy()
+    half[0] = 255
+    assert diversity([black, white]) == pytest.approx(1.0)
+    assert diversity([black, white, half]) == pytest.approx((1 + 2 * 0.5**0.5) / 3)
+    assert diversity([white, white]) == 0.0
+    assert diversity([white]) == 0.0
