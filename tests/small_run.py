@@ -69,6 +69,7 @@ def step_row(step: int) -> dict[str, float]:
         "policy_age/mean": 0.5,
         "loss": 1.0 / step,
         "kl_loss": 0.01 * step,
+        "old_deviation": 0.02,
         "grad_norm": float("nan") if step == 3 else 0.5,
         "rollouts_per_s": 5.0,
     }

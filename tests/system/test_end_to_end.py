@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from astrolabe_ray.config.schema import (
     RunConfig,
 )
 from astrolabe_ray.controller import RunOutcome
+from astrolabe_ray.metrics.names import metric
 from astrolabe_ray.report.gallery import LocalGallery
 from astrolabe_ray.report.run_dir import RunDir
 from astrolabe_ray.run import Roles, run_training
@@ -160,13 +162,19 @@ def test_every_rollout_of_a_synchronous_run_is_on_policy(synchronous: Distribute
     assert len(actors) == 2, "both actors must work"
 
 
+def test_every_number_of_a_step_is_declared_and_finite(synchronous: Distributed) -> None:
+    """A column of metrics.jsonl that nobody can explain a month later."""
+    _, _, notes, _ = synchronous
+    assert all(metric(name) is not None and math.isfinite(row[name]) for row in notes.steps for name in row)
+
+
 def test_a_second_run_reuses_the_servers_and_never_exceeds_the_policy_age(
     synchronous: Distributed, tmp_path: Path
 ) -> None:
     """Reloading reward models costs minutes on real ones; too stale rollouts bias the update."""
     before = replica_pids()
     config = tiny_run(num_ranks=2, num_actors=2, max_policy_age=2, num_steps=6)
-    outcome, notes, run_dir = carry_out(config, make_roles(config), tmp_path)
+    outcome, notes, _ = carry_out(config, make_roles(config), tmp_path)
     assert len(before) == 2
     assert replica_pids() == before
     assert sum(outcome.policy_ages.values()) == 6 * 8
