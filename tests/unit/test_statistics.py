@@ -60,14 +60,14 @@ def test_videos_of_other_prompts_or_seeds_are_not_compared(other: tuple[str, int
 
 
 def test_diversity_is_the_mean_distance_of_pairs() -> None:
-    """uint8 arithmetic that wraps around would call 0 and 255 neighbours.
+    """uint8 arithmetic that wraps around would call 0 - 204 = 52.
 
-    Black, white and half white: distances 1, sqrt(1 / 2) and sqrt(1 / 2).
+    Black, bright and half bright: distances 0.8, 0.8 sqrt(1 / 2) and 0.8 sqrt(1 / 2).
     """
-    black, white = (np.full((2, 3, 4, 4), value, np.uint8) for value in (0, 255))
+    black, bright = (np.full((2, 3, 4, 4), value, np.uint8) for value in (0, 204))
     half = black.copy()
-    half[0] = 255
-    assert diversity([black, white]) == pytest.approx(1.0)
-    assert diversity([black, white, half]) == pytest.approx((1 + 2 * 0.5**0.5) / 3)
-    assert diversity([white, white]) == 0.0
-    assert diversity([white]) == 0.0
+    half[0] = 204
+    assert diversity([black, bright]) == pytest.approx(0.8)
+    assert diversity([black, bright, half]) == pytest.approx(0.8 * (1 + 2 * 0.5**0.5) / 3)
+    assert diversity([bright, bright]) == 0.0
+    assert diversity([bright]) == 0.0
