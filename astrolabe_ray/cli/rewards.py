@@ -10,15 +10,24 @@ import typer
 from astrolabe_ray.cli.inputs import check_rewards
 from astrolabe_ray.cli.wiring import Wiring
 from astrolabe_ray.config.loader import load
+from astrolabe_ray.config.plan import make_plan
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.errors import ConfigError
 
 
 def up(spec: str, overrides: Sequence[str], wiring: Wiring) -> None:
-    """Start what does not run yet. Raises ConfigError where there is no cluster to leave servers on."""
+    """Start what does not run yet.
+
+    Raises ConfigError where there is no cluster to leave servers on, or no room for them.
+    """
     config = load(spec, overrides)
     check_rewards(config.rewards, wiring.scorer_keys())
     with _joined(config):
+        from astrolabe_ray.runtime.preflight import cluster_room, require_room
+
+        running = wiring.running_rewards(config)
+        needs = [need for need in make_plan(config).needs if need.reward and need.reward not in running]
+        require_room(needs, 0, *cluster_room())
         wiring.start_rewards(config)
         _print_servers(wiring)
 
