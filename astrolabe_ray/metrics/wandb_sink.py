@@ -43,7 +43,9 @@ class WandbSink:
         self._tell(lambda: self._run.log({"heldout/videos": panel}, step=step))
 
     def close(self) -> None:
+        """Everything is on disk afterwards: `finish` alone leaves the last 32 KiB to W&B's process."""
         self._tell(self._run.finish)
+        self._tell(self._wandb.teardown)
 
     def _tell(self, call: Callable[[], None]) -> None:
         if self._lost:
