@@ -30,10 +30,10 @@ def sprites(name: str, *, num_steps: int, num_ranks: int = 1) -> RunConfig:
         ),
         algorithm=AlgorithmConfig(timesteps_per_sample=2, adv_clip_max=2),
         learner=LearnerConfig(
-            lr=1.5e-3,
+            lr=2e-3,
             adam_eps=1e-5,  # near the size of a gradient, so that parameters without a signal stay calm
             num_ranks=num_ranks,
             num_cpus=0.5,
         ),
-        evaluation=EvaluationConfig(num_prompts=64),
+        evaluation=EvaluationConfig(num_prompts=96),
     )

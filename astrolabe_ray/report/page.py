@@ -49,7 +49,8 @@ def build_report(run_dir: RunDir) -> Path:
 VIDEO_NOTE = "Same prompt, same noise seed, other policy. The two videos of a pair play in step."
 RESULT_NOTE = (
     "Means over the same prompts and noise seeds before and after. The difference is paired by video; "
-    "SE is the standard error of its mean; a video that did not change counts half as better."
+    "SE is the standard error of its mean, with the videos of one prompt as one cluster; a video that did "
+    "not change counts half as better."
 )
 REWARD_NOTE = (
     "Training: mean over the rollouts of a step. Held-out: prompts that are never trained on, with fixed "

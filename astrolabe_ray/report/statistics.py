@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from statistics import fmean, stdev
+from statistics import fmean
 
 import numpy as np
 
@@ -20,12 +21,28 @@ class Paired:
     reward_before: float
     reward_after: float
     paired_diff_mean: float
-    paired_diff_se: float  # standard error of the mean difference
+    paired_diff_se: float  # standard error of the mean difference, clustered by prompt
     win_rate: float  # share of videos that got better; a tie counts half
     num_videos: int
 
 
-def paired(before: Sequence[float], after: Sequence[float]) -> Paired:
+def clustered_se(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
+    """Standard error of the mean of values that are independent between clusters but not within one.
+
+    `sqrt(C / (C - 1) sum over C clusters of (sum of deviations from the mean)^2) / n`: the sandwich estimate
+    with the small-sample factor (Cameron and Miller, 2015, section II). With one value a cluster it is the
+    ordinary standard error. The values of a single cluster count as independent, for want of another.
+    """
+    if len(set(clusters)) == 1:
+        clusters = range(len(values))
+    mean, sums = fmean(values), defaultdict[Hashable, float](float)
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] += value - mean
+    correction = len(sums) / (len(sums) - 1)
+    return math.sqrt(correction * sum(total**2 for total in sums.values())) / len(values)
+
+
+def paired(before: Sequence[float], after: Sequence[float], prompts: Sequence[str]) -> Paired:
     """Needs at least two videos. Raises ValueError when the two do not pair up."""
     if len(before) != len(after) or len(before) < 2:
         raise ValueError(f"{len(before)} videos before and {len(after)} after do not make two pairs or more")
@@ -34,7 +51,7 @@ def paired(before: Sequence[float], after: Sequence[float]) -> Paired:
         reward_before=fmean(before),
         reward_after=fmean(after),
         paired_diff_mean=fmean(differences),
-        paired_diff_se=stdev(differences) / math.sqrt(len(differences)),
+        paired_diff_se=clustered_se(differences, prompts),
         win_rate=fmean((d > 0) + 0.5 * (d == 0) for d in differences),
         num_videos=len(differences),
     )
@@ -47,10 +64,11 @@ def compare(before: Evaluation, after: Evaluation) -> dict[str, dict[str, float]
     """
     if [(r.prompt, r.seed) for r in before.records] != [(r.prompt, r.seed) for r in after.records]:
         raise ValueError(f"'{before.phase}' and '{after.phase}' are not of the same prompts and seeds")
-    compared = {"total": paired([r.total for r in before.records], [r.total for r in after.records])}
+    prompts = [r.prompt for r in before.records]
+    compared = {"total": paired([r.total for r in before.records], [r.total for r in after.records], prompts)}
     for key in before.records[0].scores:
         compared[key] = paired(
-            [r.scores[key] for r in before.records], [r.scores[key] for r in after.records]
+            [r.scores[key] for r in before.records], [r.scores[key] for r in after.records], prompts
         )
     return {key: asdict(value) for key, value in compared.items()}
 

@@ -102,7 +102,7 @@ def test_the_result_stands_above_everything(page: Page) -> None:
     """A reader who has to look for the answer. Numbers as in test_summary."""
     (tiles,) = ("".join(t) for tag, a, t in page.elements if a.get("class") == "tiles")
     assert "1.000 → 1.200" in tiles
-    assert "+0.2000 ± 0.1414 over 4 videos, 1.4 standard errors" in tiles
+    assert "+0.2000 ± 0.1000 over 4 videos, 2.0 standard errors" in tiles
     assert "75 %" in tiles
     assert "0.84 ×" in tiles  # diversity 0.21 / 0.25
     assert "5.00 / s" in tiles
@@ -124,7 +124,7 @@ def test_the_page_says_what_was_trained(page: Page) -> None:
 def test_tables_hold_the_numbers_of_the_files(page: Page) -> None:
     """A column that slips by one; the norm of a skipped step is a dash."""
     rows = page.texts("tr")
-    assert "total1.00001.2000+0.20000.141475 %4" in rows
+    assert "total1.00001.2000+0.20000.100075 %4" in rows
     assert "image_quality0.50000.5000+0.00000.000050 %4" in rows
     cells = page.texts("td")
     assert "–" in cells and "nan" not in cells and "None" not in cells

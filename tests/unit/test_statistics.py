@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from astrolabe_ray.report.statistics import compare, diversity, paired
+from astrolabe_ray.report.statistics import clustered_se, compare, diversity, paired
 from astrolabe_ray.types import EvalRecord, Evaluation, PolicyVersion
 
 
 def test_a_paired_difference_is_the_one_computed_by_hand() -> None:
     """Differences 2, 0, -1, 3: mean 1, squares of deviations 1 + 1 + 4 + 4 = 10, SE = sqrt(10 / 3 / 4)."""
-    result = paired([1.0, 2.0, 3.0, 4.0], [3.0, 2.0, 2.0, 7.0])
+    result = paired([1.0, 2.0, 3.0, 4.0], [3.0, 2.0, 2.0, 7.0], ["a", "b", "c", "d"])
     assert (result.reward_before, result.reward_after) == (2.5, 3.5)
     assert result.paired_diff_mean == 1.0
     assert result.paired_diff_se == pytest.approx(0.9128709291752769, rel=1e-12)
@@ -21,7 +21,7 @@ def test_a_paired_difference_is_the_one_computed_by_hand() -> None:
 
 def test_pairing_removes_what_prompts_differ_by() -> None:
     """An unpaired error would drown a small change in the differences between prompts."""
-    result = paired([0.0, 100.0, -50.0], [1.0, 101.0, -49.0])
+    result = paired([0.0, 100.0, -50.0], [1.0, 101.0, -49.0], ["a", "b", "c"])
     assert (result.paired_diff_mean, result.paired_diff_se, result.win_rate) == (1.0, 0.0, 1.0)
 
 
@@ -29,7 +29,29 @@ def test_pairing_removes_what_prompts_differ_by() -> None:
 def test_what_does_not_pair_up_is_refused(before: list[float], after: list[float]) -> None:
     """A mean over the pairs that happen to exist is not the mean that the page names."""
     with pytest.raises(ValueError, match=f"{len(before)} videos before and {len(after)} after"):
-        paired(before, after)
+        paired(before, after, ["a"] * len(before))
+
+
+def test_videos_of_one_prompt_are_not_counted_as_independent() -> None:
+    """Each video shown twice adds no knowledge: the error must stay, not shrink by sqrt(2)."""
+    once = [2.0, 0.0, -1.0, 3.0]
+    assert clustered_se([*once, *once], ["a", "b", "c", "d"] * 2) == pytest.approx(0.9128709291752769)
+    assert clustered_se([*once, *once], range(8)) == pytest.approx((20 / 7 / 8) ** 0.5)
+
+
+def test_the_clustered_error_is_the_spread_of_means_that_it_claims() -> None:
+    """Simulated: prompts differ by 1, videos of a prompt by 0.5; the mean of 40 x 4 varies by 0.163."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(0, 1, (400, 40, 1)) + rng.normal(0, 0.5, (400, 40, 4))
+    claimed = [clustered_se(draw.ravel().tolist(), [i // 4 for i in range(160)]) for draw in draws]
+    truth = (1 / 40 + 0.25 / 160) ** 0.5
+    assert np.mean(claimed) == pytest.approx(truth, rel=0.03)
+    assert draws.mean((1, 2)).std() == pytest.approx(truth, rel=0.1)
+
+
+def test_videos_of_a_single_prompt_still_have_an_error() -> None:
+    """A run on one prompt would divide by zero."""
+    assert clustered_se([2.0, 0.0, -1.0, 3.0], ["a"] * 4) == pytest.approx(0.9128709291752769)
 
 
 def evaluation(phase: str, records: list[tuple[str, int, float]]) -> Evaluation:

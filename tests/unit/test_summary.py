@@ -12,12 +12,15 @@ from tests.small_run import outcome
 
 
 def test_the_last_evaluation_is_compared_with_the_first() -> None:
-    """Differences of the total: 0.2, 0.4, -0.2, 0.4, mean 0.2. An evaluation in between is not compared."""
+    """Differences of the total: 0.2, 0.4 and -0.2, 0.4, mean 0.2; they leave 0.2 and -0.2 to the two prompts.
+
+    An evaluation in between is not compared.
+    """
     total = summarise(outcome())["heldout"]["total"]
     assert total["reward_before"] == pytest.approx(1.0)
     assert total["reward_after"] == pytest.approx(1.2)
     assert total["paired_diff_mean"] == pytest.approx(0.2)
-    assert total["paired_diff_se"] == pytest.approx((0.24 / 3 / 4) ** 0.5)
+    assert total["paired_diff_se"] == pytest.approx((2 * (0.04 + 0.04)) ** 0.5 / 4)
     assert (total["win_rate"], total["num_videos"]) == (0.75, 4)
 
 
