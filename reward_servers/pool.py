@@ -65,7 +65,12 @@ class ServeRewardPool:
         return [Scores(dict(zip(keys, column, strict=True)), seconds) for column in zip(*rows, strict=True)]
 
     async def stop(self) -> None:
-        """The servers stay for the next run unless the config says otherwise."""
+        """The servers stay for the next run unless the config says otherwise.
+
+        A handle's router reports to Serve every few seconds as long as it lives, and would go on after
+        the run has left the cluster.
+        """
+        await asyncio.gather(*(handle.shutdown_async() for handle in self._handles))
         if not self._keep_servers:
             await asyncio.to_thread(down, [ServerSpec.of(reward).app_name for reward in self._rewards])
 

@@ -46,6 +46,7 @@ class Handle:
         self.requests: list[ScoreRequest] = []
         self.answer = answer
         self.score = self
+        self.closed = 0
 
     def remote(self, request: ScoreRequest) -> asyncio.Future[list[float]]:
         self.requests.append(request)
@@ -56,6 +57,9 @@ class Handle:
         elif result is not None:
             future.set_result(result)
         return future  # None: never answers
+
+    async def shutdown_async(self) -> None:
+        self.closed += 1
 
 
 def score_with(*handles: Handle, rewards: Sequence[RewardConfig] = REWARDS) -> list[Any]:
@@ -116,6 +120,19 @@ def test_an_input_that_cannot_be_scored_is_not_sent_again() -> None:
     with pytest.raises(DataFailure, match="nan"):
         score_with(image, Handle(lambda *_: [0.0, 0.0]))
     assert len(image.requests) == 1
+
+
+def test_a_run_that_leaves_its_servers_to_others_closes_its_handles() -> None:
+    """Serve's router behind an open handle goes on reporting to a cluster that the run has left."""
+    handles = [Handle(lambda *_: [0.0]), Handle(lambda *_: [0.0])]
+    pool = ServeRewardPool(REWARDS, connect=lambda _: handles)
+
+    async def run() -> None:
+        await pool.start()
+        await pool.stop()
+
+    asyncio.run(run())
+    assert [handle.closed for handle in handles] == [1, 1]
 
 
 def test_an_unknown_reward_is_refused_before_anything_starts() -> None:
