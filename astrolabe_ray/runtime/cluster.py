@@ -35,13 +35,14 @@ class Cluster:
 def connect(config: ClusterConfig, *, min_cpus: float = 0) -> Cluster:
     """Join or start a cluster; Ray itself stays quiet.
 
-    `auto` joins the cluster of RAY_ADDRESS (inside a Ray job: the job's), else the one that
-    `ray start` left running here, else starts one; `local` always starts one; anything else is an
-    address. A cluster that is started here offers at least `min_cpus`: on a small machine processes
-    share the cores, and a run gets slower instead of impossible. Raises ConfigError.
+    `auto` joins the cluster of RAY_ADDRESS (inside a Ray job: the job's), else, or if that says `auto`
+    too, the one that `ray start` left running here, else starts one; `local` always starts one;
+    anything else is an address. A cluster that is started here offers at least `min_cpus`: on a small
+    machine processes share the cores, and a run gets slower instead of impossible. Raises ConfigError.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # no warning, GPUs stay as they are
     named = os.environ.get("RAY_ADDRESS", "") if config.address == "auto" else config.address
+    named = "" if named == "auto" else named
     if named == "local" or (not named and not _is_one_running()):
         return _init(config, "local", num_cpus=max(os.cpu_count() or 1, math.ceil(min_cpus)))
     try:

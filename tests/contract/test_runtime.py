@@ -281,6 +281,23 @@ def test_the_address_of_the_job_server_is_not_the_address_of_the_cluster(
             cluster.connect(ClusterConfig())
 
 
+@pytest.mark.parametrize("address", ["auto", ""])
+def test_ray_address_auto_means_what_no_ray_address_means(
+    no_cluster_noted: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own word for "the one that runs here": with none running, a cluster starts."""
+    joined: list[str | None] = []
+    monkeypatch.setattr(cluster, "_init", lambda config, address, num_cpus=None: joined.append(address))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    cluster.connect(ClusterConfig())
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        (no_cluster_noted / "ray_current_cluster").write_text(f"127.0.0.1:{head.getsockname()[1]}")
+        cluster.connect(ClusterConfig())
+    assert joined == ["local", None]
+
+
 def test_a_stale_note_of_a_cluster_is_not_taken_for_one(no_cluster_noted: Path, closed_port: int) -> None:
     """After a power cut no run would start until somebody deletes a file under /tmp."""
     assert not cluster._is_one_running()
