@@ -1,0 +1,173 @@
+"""Sampling with the ring KV cache against the plain way of caching, in one process, turn by turn.
+
+    python -m benchmarks.sampling                       the embedded model, 21 latent frames
+    python -m benchmarks.sampling --model 1.3b --device cuda --dtype bfloat16 --height 480 --width 832
+
+Full-size models have random weights: their speed is that of trained ones. Both ways give the same video,
+which is checked first. Numbers are medians over `--repeats` videos.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from actors.sampler import Sampler
+from astrolabe_ray.algorithms.flow_matching import warped_timesteps
+from astrolabe_ray.models.registry import load_transformer, resolve
+from astrolabe_ray.models.wan.architecture import WAN_1_3B, WAN_14B
+from astrolabe_ray.models.wan.context import ContextRule
+from astrolabe_ray.models.wan.transformer import CausalWanModel
+from benchmarks.plain_sampling import plain_sample
+
+FRAMES_PER_LATENT_FRAME = 4
+COPIES = ("aten.clone", "aten.copy_", "aten._to_copy", "aten.cat", "aten.fill_", "aten.zeros", "aten.zero_")
+SYNC = "aten._local_scalar_dense"  # the device's value on the host: a GPU has to finish first
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One way of sampling."""
+
+    frames_per_s: float
+    ms_per_chunk: float
+    copied_mb_per_chunk: float
+    syncs_per_chunk: float
+    peak_mb: float | None  # of GPU memory, weights included; None on a CPU
+
+
+class Counter(TorchDispatchMode):
+    """Bytes written by copies and conversions, and values that the host waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copied_bytes = self.num_syncs = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = str(func.overloadpacket)
+        self.num_syncs += name == SYNC
+        if name in COPIES and isinstance(result, Tensor):
+            self.copied_bytes += result.numel() * result.element_size()
+        return result
+
+
+def main(
+    model: Annotated[Literal["sprites", "1.3b", "14b"], typer.Option(help="Which transformer.")] = "sprites",
+    num_latent_frames: Annotated[int, typer.Option(min=1)] = 21,
+    height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 32,
+    width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Videos sampled together.")] = 4,
+    window: Annotated[int, typer.Option(min=0, help="Latent frames of the window; 0: all.")] = 12,
+    sink: Annotated[int, typer.Option(min=0)] = 3,
+    rope: Annotated[Literal["absolute", "relative"], typer.Option()] = "relative",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option()] = "cpu",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option()] = "float32",
+    threads: Annotated[int, typer.Option(min=1, help="Of torch, on a CPU.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Frames per second of both ways, and their ratio."""
+    torch.set_num_threads(threads)
+    transformer = build(model, device, getattr(torch, dtype))
+    rule = ContextRule(3, window or None, sink, rope)
+    timesteps = warped_timesteps((1000, 750, 500, 250), 5.0)
+    arch = transformer.architecture
+    text_BLD = torch.randn(1, arch.text_len, arch.text_dim, generator=torch.Generator().manual_seed(0))
+    text_BLD = text_BLD.to(device)
+    size = (num_latent_frames, height // 8, width // 8)
+    seeds = range(batch)
+    sampler = Sampler(transformer, rule, timesteps, 0.0)
+
+    def ring() -> Tensor:
+        return torch.cat(list(sampler.sample(transformer.encode_text(text_BLD), seeds, *size)), dim=1)
+
+    def plain() -> Tensor:
+        return plain_sample(transformer, rule, timesteps, text_BLD, seeds, *size)
+
+    difference = float((ring() - plain()).abs().max())
+    num_frames = batch * (FRAMES_PER_LATENT_FRAME * (num_latent_frames - 1) + 1)
+    ways = {"plain": plain, "ring": ring}
+    speeds = measure(ways, num_frames, len(rule.chunks(num_latent_frames)), repeats, device)
+    if as_json:
+        rows = {name: vars(speed) for name, speed in speeds.items()}
+        typer.echo(json.dumps({**rows, "max_difference": difference, "torch": torch.__version__}))
+    else:
+        show(speeds, f"{model}, {size[0]} latent frames, {batch} videos, {device}, {dtype}", difference)
+
+
+def build(name: str, device: str, dtype: torch.dtype) -> CausalWanModel:
+    """The embedded model, or a full-size one with random weights."""
+    if name == "sprites":
+        return load_transformer(resolve("builtin:sprites"), dtype, device)
+    with torch.device("meta"):
+        model = CausalWanModel(WAN_1_3B if name == "1.3b" else WAN_14B).to(dtype)
+    model = model.to_empty(device=device).eval().requires_grad_(False)
+    generator = torch.Generator(device).manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02, generator=generator)
+    return model
+
+
+def measure(
+    ways: dict[str, Callable[[], Tensor]], num_frames: int, num_chunks: int, repeats: int, device: str
+) -> dict[str, Speed]:
+    """Time the ways turn by turn, so that a busy moment of the machine hits both."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            with timed(seconds[name], device):
+                way()
+    speeds = {}
+    for name, way in ways.items():
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        with Counter() as counter:
+            way()
+        middle = median(seconds[name])
+        speeds[name] = Speed(
+            frames_per_s=num_frames / middle,
+            ms_per_chunk=1000 * middle / num_chunks,
+            copied_mb_per_chunk=counter.copied_bytes / num_chunks / 1e6,
+            syncs_per_chunk=counter.num_syncs / num_chunks,
+            peak_mb=torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None,
+        )
+    return speeds
+
+
+@contextmanager
+def timed(seconds: list[float], device: str) -> Iterator[None]:
+    """Append the seconds that the body and the device's work for it take."""
+    start = time.perf_counter()
+    yield
+    if device == "cuda":
+        torch.cuda.synchronize()
+    seconds.append(time.perf_counter() - start)
+
+
+def show(speeds: dict[str, Speed], title: str, difference: float) -> None:
+    """A row for each number, with the ratio ring / plain."""
+    table = Table("", "plain", "ring", "ring / plain", title=title)
+    for name in Speed.__dataclass_fields__:
+        plain, ring = (getattr(speeds[way], name) for way in ("plain", "ring"))
+        if plain is not None:
+            ratio = f"{ring / plain:.2f}" if plain else "-"
+            table.add_row(name, f"{plain:.1f}", f"{ring:.1f}", ratio)
+    Console().print(table)
+    typer.echo(f"largest difference between the two videos' latents: {difference:.1e}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
