@@ -84,9 +84,9 @@ def test_training_on_clean_context_sees_what_cached_sampling_sees(rule: ContextR
     )
     for start, end in rule.chunks(8):
         cache.begin(end - start)
-        sampled = model.chunk_forward(noisy[:, start:end], t[:, start:end], text_kv, cache)
+        sampled = model.chunk_forward(noisy[:, start:end], model.at_timestep(625.0), text_kv, cache)
         torch.testing.assert_close(trained[:, start:end], sampled, atol=1e-4, rtol=1e-4)
-        model.chunk_forward(clean[:, start:end], torch.full((2, end - start), 20.0), text_kv, cache)
+        model.chunk_forward(clean[:, start:end], model.at_timestep(20.0), text_kv, cache)
 
 
 def diffusers_name(name: str) -> str:

@@ -147,9 +147,9 @@ def _ode_chunks(
         for sigma, following in pairwise(sigmas):
             if any(abs(sigma - stop) < 1e-5 for stop in own):
                 states.append(x)
-            flow = model.chunk_forward(x, x.new_full(x.shape[:2], NUM_TIMESTEPS * sigma), text_kv, cache)
+            flow = model.chunk_forward(x, model.at_timestep(NUM_TIMESTEPS * sigma), text_kv, cache)
             x = x + (following - sigma) * flow
-        model.chunk_forward(x, x.new_zeros(x.shape[:2]), text_kv, cache)  # later chunks see it clean
+        model.chunk_forward(x, model.at_timestep(0.0), text_kv, cache)  # later chunks see it clean
         yield x, torch.stack(states, dim=1)
 
 

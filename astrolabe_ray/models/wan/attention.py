@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from astrolabe_ray.models.wan.context import ContextRule
+from astrolabe_ray.models.wan.kernels import Kernel
 from astrolabe_ray.models.wan.rope import rotate, time_shift
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -29,12 +29,6 @@ class ChunkSpan:
     query: tuple[int, int]
     keys: tuple[tuple[int, int], ...]
     sink_shift: int  # frames by which the first run's positions move on; 0: as they are
-
-
-def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
-    """Unmasked attention with scale 1 / sqrt(D); returns [B, L, H, D]."""
-    q, k, v = (x.transpose(1, 2) for x in (q_BLHD, k_BLHD, v_BLHD))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 def noisy_context_spans(rule: ContextRule, num_frames: int) -> list[ChunkSpan]:
@@ -64,7 +58,7 @@ def clean_context_spans(rule: ContextRule, num_frames: int, num_clean: int) -> l
     return noisy_context_spans(rule, num_clean) + noisy
 
 
-def span_attention(spans: list[ChunkSpan], rotations: Tensor) -> Attend:
+def span_attention(spans: list[ChunkSpan], rotations: Tensor, kernel: Kernel) -> Attend:
     """Attention of a whole sequence along `spans`, which cover its frames in order.
 
     `rotations` [L, 1, D/2]: rotary positions of the whole sequence.
@@ -81,7 +75,7 @@ def span_attention(spans: list[ChunkSpan], rotations: Tensor) -> Attend:
             values = [v_BLHD[:, a * tokens : b * tokens] for a, b in span.keys]
             if span.sink_shift:
                 keys[0] = rotate(keys[0], time_shift(k_BLHD.shape[-1], span.sink_shift, k_BLHD.device))
-            outputs.append(attend(q_BLHD[:, first:last], _joined(keys), _joined(values)))
+            outputs.append(kernel(q_BLHD[:, first:last], _joined(keys), _joined(values)))
         return torch.cat(outputs, dim=1)
 
     return run

@@ -10,7 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from astrolabe_ray.models.wan.architecture import WanArchitecture
-from astrolabe_ray.models.wan.attention import Attend, attend
+from astrolabe_ray.models.wan.attention import Attend
+from astrolabe_ray.models.wan.kernels import Kernel, sdpa
+
+
+Steering = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Shift, scale and gate of self-attention, then of the feed-forward, for a timestep (scale: 1 + learned)."""
 
 
 class PatchEmbedding(nn.Conv3d):
@@ -64,17 +69,51 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """Attention among the frames of the video; `self_attention` decides which see which."""
 
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__(dim, num_heads, eps)
+        self._joint: tuple[Tensor, Tensor] | None = None
+
+    def join_projections(self) -> None:
+        """Lay the weights of q, k and v one behind the other, so that one product serves all three.
+
+        Names and values stay; writing into a weight writes into the joint one. For sampling: a layer
+        that is moved, copied or given adapters afterwards computes them one by one again.
+        """
+        linears = (self.q, self.k, self.v)
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        bias = torch.cat([linear.bias.detach() for linear in linears])
+        for linear, w, b in zip(linears, weight.chunk(3), bias.chunk(3), strict=True):
+            linear.weight.data, linear.bias.data = w, b
+        self._joint = weight, bias
+
     def forward(self, x_BLD: Tensor, self_attention: Attend) -> Tensor:
-        return self.o(self_attention(self.query(x_BLD), *self.keys_values(x_BLD)).flatten(2))
+        if self._joint is None or not self._is_joint():
+            qkv = (self.query(x_BLD), *self.keys_values(x_BLD))
+        else:
+            heads = (self.num_heads, -1)
+            q_BLD, k_BLD, v_BLD = F.linear(x_BLD, *self._joint).chunk(3, dim=-1)
+            qkv = (
+                self.norm_q(q_BLD).unflatten(-1, heads),
+                self.norm_k(k_BLD).unflatten(-1, heads),
+                v_BLD.unflatten(-1, heads),
+            )
+        return self.o(self_attention(*qkv).flatten(2))
+
+    def _is_joint(self) -> bool:
+        """Whether q is still a plain linear layer whose weight is the start of the joint one."""
+        assert self._joint is not None
+        return isinstance(self.q, nn.Linear) and self.q.weight.data_ptr() == self._joint[0].data_ptr()
 
 
 class CrossAttention(Attention):
     """Attention to all text tokens, padding included."""
 
+    kernel: Kernel = staticmethod(sdpa)
+
     def forward(self, x_BLD: Tensor, text: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         """`text`: embedded text [B, L, D], or its keys and values from `keys_values`."""
         keys, values = text if isinstance(text, tuple) else self.keys_values(text)
-        return self.o(attend(self.query(x_BLD), keys, values).flatten(2))
+        return self.o(self.kernel(self.query(x_BLD), keys, values).flatten(2))
 
 
 class Block(nn.Module):
@@ -95,20 +134,31 @@ class Block(nn.Module):
         )
         self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
 
+    def steering(self, e: Tensor) -> Steering:
+        """What the time projection `e` [..., 6, D] makes of this block: six tensors [..., D]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = (e + self.modulation[0]).unbind(-2)
+        return shift1, 1 + scale1, gate1, shift2, 1 + scale2, gate2
+
     def forward(
+        self, x_BTSD: Tensor, e_BT16D: Tensor, text: Tensor | tuple[Tensor, Tensor], self_attention: Attend
+    ) -> Tensor:
+        return self.steered(x_BTSD, self.steering(e_BT16D), text, self_attention)
+
+    def steered(
         self,
         x_BTSD: Tensor,
-        modulation_BT6D: Tensor,
+        steering: Steering,
         text: Tensor | tuple[Tensor, Tensor],
         self_attention: Attend,
     ) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = (modulation_BT6D + self.modulation).split(1, dim=2)
-        tokens = x_BTSD.shape[1:3]
-        y_BTSD = torch.addcmul(shift1, self.norm1(x_BTSD), 1 + scale1)
-        y_BTSD = self.self_attn(y_BTSD.flatten(1, 2), self_attention).unflatten(1, tokens)
+        """`forward` with a `steering` made before: tensors [B, T, 1, D], or [D] if all frames share it."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = steering
+        y_BTSD = modulated(self.norm1, x_BTSD, shift1, scale1)
+        y_BTSD = self.self_attn(y_BTSD.flatten(1, 2), self_attention).view_as(x_BTSD)
         x_BTSD = torch.addcmul(x_BTSD, y_BTSD, gate1)
-        x_BTSD = x_BTSD + self.cross_attn(self.norm3(x_BTSD).flatten(1, 2), text).unflatten(1, tokens)
-        y_BTSD = self.ffn(torch.addcmul(shift2, self.norm2(x_BTSD), 1 + scale2))
+        y_BTSD = self.cross_attn(self.norm3(x_BTSD).flatten(1, 2), text).view_as(x_BTSD)
+        x_BTSD = x_BTSD + y_BTSD
+        y_BTSD = self.ffn(modulated(self.norm2, x_BTSD, shift2, scale2))
         return torch.addcmul(x_BTSD, y_BTSD, gate2)
 
 
@@ -122,12 +172,27 @@ class FlowHead(nn.Module):
         self.head = nn.Linear(architecture.dim, architecture.out_channels * self.patch[0] * self.patch[1])
         self.modulation = nn.Parameter(torch.zeros(1, 2, architecture.dim))
 
-    def forward(self, x_BTSD: Tensor, e_BTD: Tensor, grid: tuple[int, int]) -> Tensor:
+    def steering(self, e: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and scale [..., D] that the time embedding `e` [..., D] gives."""
+        shift, scale = (e.unsqueeze(-2) + self.modulation[0]).unbind(-2)
+        return shift, 1 + scale
+
+    def forward(self, x_BTSD: Tensor, e_BT1D: Tensor, grid: tuple[int, int]) -> Tensor:
         """Flow [B, T, C, H, W] of `grid` patch rows and columns."""
-        shift, scale = (e_BTD.unsqueeze(2) + self.modulation).split(1, dim=2)
-        x = self.head(torch.addcmul(shift, self.norm(x_BTSD), 1 + scale))
+        return self.steered(x_BTSD, self.steering(e_BT1D), grid)
+
+    def steered(self, x_BTSD: Tensor, steering: tuple[Tensor, Tensor], grid: tuple[int, int]) -> Tensor:
+        """`forward` with a `steering` made before: tensors [B, T, 1, D] or [D]."""
+        x = self.head(modulated(self.norm, x_BTSD, *steering))
         x = x.unflatten(-1, (*self.patch, -1)).unflatten(2, grid)  # B T h w rows columns C
         return x.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+
+def modulated(norm: nn.LayerNorm, x_BTSD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Normalised `x_BTSD` times `scale` plus `shift`, which are [B, T, 1, D] or [D]."""
+    if scale.dim() == 1:
+        return F.layer_norm(x_BTSD, scale.shape, scale, shift, norm.eps)
+    return torch.addcmul(shift, norm(x_BTSD), scale)
 
 
 def timestep_sinusoid(t: Tensor, freq_dim: int) -> Tensor:

@@ -10,7 +10,9 @@ tokens, D dim. Latents are normalised; timesteps are in 0..1000.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from astrolabe_ray.models.wan.architecture import WanArchitecture
 from astrolabe_ray.models.wan.attention import clean_context_spans, noisy_context_spans, span_attention
-from astrolabe_ray.models.wan.blocks import Block, FlowHead, PatchEmbedding, timestep_sinusoid
+from astrolabe_ray.models.wan.blocks import Block, FlowHead, PatchEmbedding, Steering, timestep_sinusoid
 from astrolabe_ray.models.wan.context import ContextRule
+from astrolabe_ray.models.wan.kernels import KERNELS, KernelName
 from astrolabe_ray.models.wan.kv_cache import KVCache
 from astrolabe_ray.models.wan.rope import frame_rotations
 
@@ -44,6 +47,14 @@ class TextKV:
         )
 
 
+@dataclass(frozen=True)
+class TimestepSteering:
+    """What a timestep makes of every block and of the head, for all frames alike; from `at_timestep`."""
+
+    blocks: tuple[Steering, ...]
+    head: tuple[Tensor, Tensor]
+
+
 class CausalWanModel(nn.Module):
     """Chunk-causal video transformer of the Wan 2.1 family, any size.
 
@@ -54,6 +65,7 @@ class CausalWanModel(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.gradient_checkpointing = False
+        self.attention_kernel: KernelName = "sdpa"
         dim = architecture.dim
         self.patch_embedding = PatchEmbedding(architecture)
         self.text_embedding = nn.Sequential(
@@ -106,36 +118,61 @@ class CausalWanModel(nn.Module):
             t_BT = torch.cat([t_BT.new_full((len(t_BT), num_clean), context_timestep), t_BT], dim=1)
             rotations = torch.cat([rotations[: num_clean * grid[0] * grid[1]], rotations])
             spans = clean_context_spans(context, num_frames, num_clean)
-        x_BTSD, e_BTD = self._embed(frames_BTCHW, t_BT)
+        x_BTSD, e_BTD = self.patch_embedding(frames_BTCHW.to(self.dtype)), self._embed_time(t_BT)
+        e_BT16D = self._project_time(e_BTD).unsqueeze(2)
         text_BLD = self._embed_text(text_BLD)
-        modulation = self._modulation(e_BTD)
-        self_attention = span_attention(spans, rotations)
-        for block in self.blocks:
+        self_attention = span_attention(spans, rotations, KERNELS[self.attention_kernel])
+        for block in self._blocks:
+            inputs = (x_BTSD, e_BT16D, text_BLD, self_attention)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x_BTSD = checkpoint(block, x_BTSD, modulation, text_BLD, self_attention, use_reentrant=False)
+                x_BTSD = checkpoint(block, *inputs, use_reentrant=False)
             else:
-                x_BTSD = block(x_BTSD, modulation, text_BLD, self_attention)
-        return self.head(x_BTSD[:, -num_frames:], e_BTD[:, -num_frames:], grid)
+                x_BTSD = block(*inputs)
+        return self.head(x_BTSD[:, -num_frames:], e_BTD[:, -num_frames:].unsqueeze(2), grid)
 
-    @torch.no_grad()
-    def chunk_forward(self, x_BTCHW: Tensor, t_BT: Tensor, text: TextKV, cache: KVCache) -> Tensor:
-        """Flow [B, T, C, H, W] of the chunk that `cache.begin(T)` started; stores its keys and values."""
+    @torch.inference_mode()
+    def chunk_forward(
+        self, x_BTCHW: Tensor, steering: TimestepSteering, text: TextKV, cache: KVCache
+    ) -> Tensor:
+        """Flow [B, T, C, H, W] of the chunk that `cache.begin(T)` started; stores its keys and values.
+
+        Nothing here waits for the device.
+        """
         assert x_BTCHW.shape[1] == cache.chunk_frames, "call cache.begin with this chunk's frames first"
         rotations = frame_rotations(
             self.architecture.head_dim, cache.first_frame, cache.chunk_frames, cache.grid, x_BTCHW.device
         )
-        x_BTSD, e_BTD = self._embed(x_BTCHW, t_BT)
-        modulation = self._modulation(e_BTD)
-        for layer, block in enumerate(self.blocks):
+        kernel = KERNELS[self.attention_kernel]
+        x_BTSD = self.patch_embedding(x_BTCHW.to(self.dtype))
+        for layer, block in enumerate(self._blocks):
             text_KV = (text.keys[layer], text.values[layer])
-            x_BTSD = block(x_BTSD, modulation, text_KV, cache.attention(layer, rotations))
-        return self.head(x_BTSD, e_BTD, cache.grid)
+            attention = cache.attention(layer, rotations, kernel)
+            x_BTSD = block.steered(x_BTSD, steering.blocks[layer], text_KV, attention)
+        return self.head.steered(x_BTSD, steering.head, cache.grid)
+
+    @torch.no_grad()
+    def at_timestep(self, timestep: float) -> TimestepSteering:
+        """The time embedding's effect at a timestep (0..1000), to be used by any number of chunks."""
+        e_D = self._embed_time(torch.tensor(timestep, device=self.head.modulation.device))
+        e_6D = self._project_time(e_D)
+        return TimestepSteering(tuple(b.steering(e_6D) for b in self._blocks), self.head.steering(e_D))
+
+    def use_attention(self, name: KernelName) -> None:
+        """Compute every attention with this kernel; see `choose_kernel`."""
+        self.attention_kernel = name
+        for block in self._blocks:
+            block.cross_attn.kernel = KERNELS[name]
+
+    def join_projections(self) -> None:
+        """Prepare a model that samples only: see `SelfAttention.join_projections`."""
+        for block in self._blocks:
+            block.self_attn.join_projections()
 
     @torch.no_grad()
     def encode_text(self, text_BLD: Tensor) -> TextKV:
         """Cross-attention keys and values of text encoder output; once per prompt."""
         text_BLD = self._embed_text(text_BLD)
-        pairs = [block.cross_attn.keys_values(text_BLD) for block in self.blocks]  # type: ignore[union-attr]
+        pairs = [block.cross_attn.keys_values(text_BLD) for block in self._blocks]
         return TextKV(tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
 
     @property
@@ -143,14 +180,17 @@ class CausalWanModel(nn.Module):
         """Of the frozen base weights and of all activations."""
         return self.head.modulation.dtype
 
-    def _embed(self, x_BTCHW: Tensor, t_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches [B, T, S, D] and time embedding [B, T, D]."""
-        sinusoid = timestep_sinusoid(t_BT, self.architecture.freq_dim).to(self.dtype)
-        return self.patch_embedding(x_BTCHW.to(self.dtype)), self.time_embedding(sinusoid)
+    @property
+    def _blocks(self) -> Iterator[Block]:
+        return cast("Iterator[Block]", iter(self.blocks))
 
-    def _modulation(self, e_BTD: Tensor) -> Tensor:
-        """Shifts, scales and gates [B, T, 6, D] that all blocks share."""
-        return self.time_projection(e_BTD).unflatten(-1, (6, -1))
+    def _embed_time(self, t: Tensor) -> Tensor:
+        """Time embedding [..., D] of timesteps [...]."""
+        return self.time_embedding(timestep_sinusoid(t, self.architecture.freq_dim).to(self.dtype))
+
+    def _project_time(self, e: Tensor) -> Tensor:
+        """Shifts, scales and gates [..., 6, D] that all blocks share."""
+        return self.time_projection(e).unflatten(-1, (6, -1))
 
     def _embed_text(self, text_BLD: Tensor) -> Tensor:
         """Text [B, text_len, D]: missing rows are zeros and attended to, as the model was trained."""
@@ -168,6 +208,6 @@ class CausalWanModel(nn.Module):
         for module in (*self.text_embedding, *self.time_embedding):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
-        for owner in (*self.blocks, self.head):
-            nn.init.normal_(owner.modulation, std=1 / math.sqrt(self.architecture.dim))  # type: ignore[arg-type]
+        for owner in (*self._blocks, self.head):
+            nn.init.normal_(owner.modulation, std=1 / math.sqrt(self.architecture.dim))
         nn.init.zeros_(self.head.head.weight)
