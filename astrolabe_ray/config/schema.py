@@ -23,6 +23,12 @@ class ModelConfig(Section):
     """Name of the base model; names the run's folder."""
     path: str = "builtin:sprites"
     """Model directory (transformer/, vae/, text_encoder/, tokenizer/) or `builtin:sprites`."""
+    checkpoint: str | None = None
+    """File (.pt or .safetensors) with the transformer's weights; None: those in `path`."""
+    checkpoint_key: Literal["generator_ema", "generator", "model", "state_dict"] | None = None
+    """Which weights of a checkpoint that holds several; None: it holds nothing but one set of weights."""
+    lora_init: str | None = None
+    """LoRA (a folder or a .pt file) that training starts from; None: fresh adapters, which change nothing."""
     num_latent_frames: int = Field(default=9, gt=0)
     """Latent frames of one video; T latent frames are 4 (T - 1) + 1 frames."""
     height: int = Field(default=32, gt=0)
@@ -44,6 +50,8 @@ class ModelConfig(Section):
     """Temporal positions: absolute frame index, or slot in the window."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the frozen base; LoRA, optimizer and EMA are always float32."""
+    attention: Literal["auto", "sdpa", "flash2", "flash3"] = "auto"
+    """Attention kernel; auto: the fastest that the GPU, the dtype and the installation allow."""
 
 
 class LoraConfig(Section):
