@@ -1,8 +1,10 @@
 """Cached sampling as it is usually written, to compare with: the arithmetic is that of `actors.sampler`.
 
-Per call everything is allocated anew. Per forward every layer copies its whole cache, rotates all keys it
-holds, in float64 and for the positions that they have in the window, and asks the device for its indices;
-the text embedding runs again. Every chunk, the last one too, gets a clean pass.
+Per call everything is allocated anew. Per forward every layer copies its whole cache, makes its changes in
+the copy, rotates all keys it holds, in complex128, sample by sample and for the positions that they have
+in the window, joins sink and window, and asks the device for its indices; afterwards the changes are made
+in the cache itself. Text and time embeddings run again in every forward, the time embedding for every
+frame. Every chunk, the last one too, gets a clean pass.
 
 Legend: B batch, T latent frames, C channels, H height, W width, L tokens, S tokens of a latent frame, D dim.
 """
@@ -15,9 +17,10 @@ import torch
 from torch import Tensor
 
 from astrolabe_ray.algorithms.flow_matching import NUM_TIMESTEPS, add_noise, flow_to_x0
-from astrolabe_ray.models.wan.attention import Attend, attend
+from astrolabe_ray.models.wan.attention import Attend
 from astrolabe_ray.models.wan.context import ContextRule
-from astrolabe_ray.models.wan.rope import frame_rotations
+from astrolabe_ray.models.wan.kernels import KERNELS
+from astrolabe_ray.models.wan.rope import axis_sizes
 from astrolabe_ray.models.wan.transformer import CausalWanModel, TextKV
 
 
@@ -31,58 +34,88 @@ class CopiedCache:
         arch, device = model.architecture, model.head.modulation.device
         self.grid, self.rule, self.size = grid, rule, size
         self.tokens = grid[0] * grid[1]
+        self.attend = KERNELS[model.attention_kernel]
+        self.axes = axis_tables(arch.head_dim, max(num_frames, *grid), device)
         shape = (batch, size * self.tokens, arch.num_heads, arch.head_dim)
-        self.keys = [torch.zeros(shape, dtype=model.dtype, device=device) for _ in range(arch.num_layers)]
-        self.values = [torch.zeros(shape, dtype=model.dtype, device=device) for _ in range(arch.num_layers)]
+        self.buffers = [
+            tuple(torch.zeros(shape, dtype=model.dtype, device=device) for _ in "kv")
+            for _ in range(arch.num_layers)
+        ]
         self.frames: list[int] = []  # held, oldest first, the current chunk included
         self.chunk_frames = 0
+        self.num_dropped = 0  # frames that the chunk's first forward has to move out
         self.held_end = torch.zeros(1, dtype=torch.long, device=device)  # tokens, kept on the device
+        self.changes: list[tuple[Tensor, Tensor]] = []  # keys and values of the chunk, by layer
 
     def begin(self, frames: Sequence[int]) -> None:
-        """Drop the oldest frames behind the sink until `frames` fit, and take them in."""
-        sink = self.rule.sink_frames
-        num_dropped = max(0, len(self.frames) + len(frames) - self.size)
-        for number, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            if num_dropped:
-                first, last = (sink + num_dropped) * self.tokens, len(self.frames) * self.tokens
-                target = slice(sink * self.tokens, sink * self.tokens + last - first)
-                self.keys[number], self.values[number] = keys.clone(), values.clone()
-                self.keys[number][:, target] = keys[:, first:last]
-                self.values[number][:, target] = values[:, first:last]
-        del self.frames[sink : sink + num_dropped]
+        """Take in `frames`; the oldest ones behind the sink have to go until all fit."""
+        self.num_dropped = max(0, len(self.frames) + len(frames) - self.size)
+        del self.frames[self.rule.sink_frames : self.rule.sink_frames + self.num_dropped]
         self.frames += frames
         self.chunk_frames = len(frames)
         self.held_end.fill_(len(self.frames) * self.tokens)
 
     def attention(self, layer: int) -> Attend:
-        """Copy the layer's cache, write the chunk into the copy, rotate it all, attend, keep the copy."""
+        """Change a copy of the layer's cache, rotate it all, attend."""
 
         def run(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
-            end = int(self.held_end.item())
-            first = end - k_BLHD.shape[1]
-            keys, values = self.keys[layer].clone(), self.values[layer].clone()
-            keys[:, first:end], values[:, first:end] = k_BLHD, v_BLHD
-            self.keys[layer], self.values[layer] = keys, values
-            rotated = rotated_float64(keys[:, :end], self._positions(), self.grid)
-            queries = rotated_float64(q_BLHD, self._positions()[-self.chunk_frames :], self.grid)
-            return attend(queries, rotated, values[:, :end])
+            keys, values = (buffer.clone() for buffer in self.buffers[layer])
+            end = self._change(keys, k_BLHD)
+            self._change(values, v_BLHD)
+            self.changes.append((k_BLHD, v_BLHD))
+            keys = self._rotated(keys[:, :end], self._positions())
+            queries = self._rotated(q_BLHD, self._positions()[-self.chunk_frames :])
+            values = values[:, :end]
+            sink = self.rule.sink_frames * self.tokens
+            if 0 < sink < end:
+                keys, values = (torch.cat([x[:, :sink], x[:, sink:]], dim=1) for x in (keys, values))
+            return self.attend(queries, keys, values)
 
         return run
+
+    def apply(self) -> None:
+        """Make the changes of the forward that has ended in the cache itself."""
+        for (keys, values), (k_BLHD, v_BLHD) in zip(self.buffers, self.changes, strict=True):
+            self._change(keys, k_BLHD)
+            self._change(values, v_BLHD)
+        self.changes.clear()
+        self.num_dropped = 0
+
+    def _change(self, buffer: Tensor, chunk_BLHD: Tensor) -> int:
+        """Move frames out and write the chunk behind the rest; returns where it ends."""
+        end = int(self.held_end.item())
+        first = end - chunk_BLHD.shape[1]
+        if self.num_dropped:
+            sink = self.rule.sink_frames * self.tokens
+            moved = buffer[:, sink + self.num_dropped * self.tokens :].clone()
+            buffer[:, sink : sink + moved.shape[1]] = moved
+        buffer[:, first:end] = chunk_BLHD
+        return end
 
     def _positions(self) -> list[int]:
         return list(range(len(self.frames))) if self.rule.rope == "relative" else list(self.frames)
 
+    def _rotated(self, x_BLHD: Tensor, positions: Sequence[int]) -> Tensor:
+        """`x_BLHD` with its frames at temporal `positions`."""
+        (time, row, column), (rows, columns) = self.axes, self.grid
+        shape = (len(positions), rows, columns, -1)
+        videos = []
+        for video_LHD in x_BLHD:
+            parts = (time[positions][:, None, None], row[None, :rows, None], column[None, None, :columns])
+            rotations = torch.cat([part.expand(shape) for part in parts], dim=-1).flatten(0, 2)[:, None]
+            pairs = torch.view_as_complex(video_LHD.double().unflatten(-1, (-1, 2)))
+            videos.append(torch.view_as_real(pairs * rotations).flatten(-2))
+        return torch.stack(videos).to(x_BLHD.dtype)
 
-def rotated_float64(x_BLHD: Tensor, positions: Sequence[int], grid: tuple[int, int]) -> Tensor:
-    """Rotate frames to temporal `positions` in complex128, sample by sample."""
-    rotations = torch.cat(
-        [frame_rotations(x_BLHD.shape[-1], p, 1, grid, x_BLHD.device) for p in positions]
-    ).to(torch.complex128)
-    videos = []
-    for video_LHD in x_BLHD:
-        pairs = torch.view_as_complex(video_LHD.double().unflatten(-1, (-1, 2)))
-        videos.append(torch.view_as_real(pairs * rotations).flatten(-2))
-    return torch.stack(videos).to(x_BLHD.dtype)
+
+def axis_tables(head_dim: int, num_positions: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Rotations [positions, pairs] complex128 of time, rows and columns."""
+    tables = []
+    for pairs in axis_sizes(head_dim):
+        frequencies = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+        angles = torch.outer(torch.arange(num_positions, dtype=torch.float64), frequencies)
+        tables.append(torch.polar(torch.ones_like(angles), angles).to(device))
+    return tuple(tables)
 
 
 @torch.no_grad()
@@ -134,10 +167,10 @@ def plain_flow(
     """One cached forward; the embedded text is computed and, as its keys are kept, thrown away."""
     model._embed_text(text_BLD.expand(len(x_BTCHW), -1, -1))
     t_BT = torch.full(x_BTCHW.shape[:2], timestep, device=x_BTCHW.device)
-    x_BTSD, e_BTD = model._embed(x_BTCHW, t_BT)
-    modulation = model._modulation(e_BTD)
+    x_BTSD, e_BTD = model.patch_embedding(x_BTCHW.to(model.dtype)), model._embed_time(t_BT)
+    e_BT16D = model._project_time(e_BTD).unsqueeze(2)
     for layer, block in enumerate(model.blocks):
-        x_BTSD = block(
-            x_BTSD, modulation, (text_kv.keys[layer], text_kv.values[layer]), cache.attention(layer)
-        )
-    return model.head(x_BTSD, e_BTD, cache.grid)
+        text = (text_kv.keys[layer], text_kv.values[layer])
+        x_BTSD = block(x_BTSD, e_BT16D, text, cache.attention(layer))
+    cache.apply()
+    return model.head(x_BTSD, e_BTD.unsqueeze(2), cache.grid)

@@ -58,7 +58,10 @@ def plain_flow(
     text_BLD: Tensor,
     views: Sequence[View],
 ) -> Tensor:
-    """Flow of every frame of a stream; `views[i]` belongs to frame i. Returns float64 [B, T, C, H, W]."""
+    """Flow of every frame of a stream; `views[i]` belongs to frame i. Returns float64 [B, T, C, H, W].
+
+    `text_BLD` may be [B, T, L, D]: a text of its own for each frame.
+    """
     arch = model.architecture
     w = {name: value.detach().double() for name, value in model.state_dict().items()}
     batch, frames, _, height, width = x_BTCHW.shape
@@ -112,8 +115,9 @@ def plain_flow(
     e = torch.cat([angle.cos(), angle.sin()], -1)
     e = linear(silu(linear(e, "time_embedding.0")), "time_embedding.2")
     e6 = linear(silu(e), "time_projection.1").reshape(batch, frames, 6, arch.dim)
-    text = torch.zeros(batch, arch.text_len, arch.text_dim, dtype=torch.float64)
-    text[:, : text_BLD.shape[1]] = text_BLD
+    texts = text_BLD if text_BLD.dim() == 4 else text_BLD[:, None].expand(-1, frames, -1, -1)
+    text = torch.zeros(batch, frames, arch.text_len, arch.text_dim, dtype=torch.float64)
+    text[:, :, : texts.shape[2]] = texts
     text = linear(gelu(linear(text, "text_embedding.0")), "text_embedding.2")
 
     for i in range(arch.num_layers):
@@ -134,7 +138,7 @@ def plain_flow(
         q = heads(rms_norm(linear(y, f"{b}.cross_attn.q"), f"{b}.cross_attn.norm_q.weight"))
         k = heads(rms_norm(linear(text, f"{b}.cross_attn.k"), f"{b}.cross_attn.norm_k.weight"))
         v = heads(linear(text, f"{b}.cross_attn.v"))
-        y = torch.stack([attention(q[:, frame], k, v) for frame in range(frames)], 1)
+        y = torch.stack([attention(q[:, frame], k[:, frame], v[:, frame]) for frame in range(frames)], 1)
         x = x + linear(y, f"{b}.cross_attn.o")
         y = layer_norm(x) * (1 + m[4]) + m[3]
         x = x + linear(gelu(linear(y, f"{b}.ffn.0")), f"{b}.ffn.2") * m[5]
