@@ -291,8 +291,8 @@ def test_a_broken_pool_ends_the_run_with_its_cause() -> None:
         stage.pool.broken = True
         await stage.run()
 
-    async def _nothing(phase: str) -> Evaluation:
-        return Evaluation(phase, PolicyVersion(), (), 0.0)
+    async def _nothing(phase: str) -> list[Evaluation]:
+        return []
 
     with pytest.raises(InfraFailure, match="all actors are dead"):
         asyncio.run(run())
@@ -306,6 +306,21 @@ def test_a_stop_request_finishes_the_step_saves_and_returns() -> None:
     assert outcome.stopped_early
     assert stage.learner.saved == [("checkpoint-1", {"next_number": 2, "num_dropped": 0})]
     assert [e.phase for e in outcome.evaluations] == ["before"]
+
+
+def test_a_stop_request_gives_an_evaluation_up_and_saves() -> None:
+    """`ray job stop` kills after 3 s: a run that first ends an evaluation of minutes leaves no report."""
+    stage = Stage(config())
+    stage.pool.hangs = True
+
+    async def run() -> RunOutcome:
+        asyncio.get_running_loop().call_later(0.1, stage.stop.set)
+        return await stage.run()
+
+    outcome = asyncio.run(run())
+    assert (outcome.stopped_early, outcome.evaluations) == (True, [])
+    assert stage.learner.batches == []
+    assert stage.learner.saved == [("checkpoint-0", {"next_number": 0, "num_dropped": 0})]
 
 
 def test_a_resumed_run_continues_with_the_next_prompts() -> None:
