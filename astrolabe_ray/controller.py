@@ -150,15 +150,21 @@ class Controller:
             RolloutRequest(group_id, prompt, tuple(seeds[i] for i in part), part, self.rewards.views)
             for part in slices(config.group_size, config.batch_size)
         ]
-        began = self._now()
         try:
-            made = await asyncio.gather(*(self.rollouts.generate(request) for request in requests))
+            made = await asyncio.gather(*(self._generate(number, request) for request in requests))
         except DataFailure as failure:
             self._drop(number, failure)
             return
-        rollouts = [rollout for part in made for rollout in part]
-        self._span("rollout", rollouts[0].actor, began, group=number, version=rollouts[0].policy_version.step)
-        self._unscored.put_nowait((number, prompt, rollouts))
+        self._unscored.put_nowait((number, prompt, [rollout for part in made for rollout in part]))
+
+    async def _generate(self, number: int, request: RolloutRequest) -> list[Rollout]:
+        """Rollouts of one request. Its span is the actor's work, without the wait for a free actor."""
+        made = await self.rollouts.generate(request)
+        work_s = sum(rollout.generate_s + rollout.decode_s for rollout in made)
+        first = made[0]
+        detail = {"group": number, "version": first.policy_version.step}
+        self._span("rollout", first.actor, max(0.0, self._now() - work_s), **detail)
+        return made
 
     async def _score_loop(self) -> None:
         """Produces: ready groups. Waits for: rollouts. Unblocked by: the rollout loop.
