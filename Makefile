@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "$(PYTHON) is missing or not Python 3.10 to 3.13; try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || \
-		{ echo "$(PYTHON) can't create environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 2; }
+		{ rm -rf $(VENV); echo "$(PYTHON) can't create environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 2; }
 	@echo "Installing the packages of constraints.txt into $(VENV) (7 GB with torch; minutes, once) ..."
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)

@@ -46,7 +46,7 @@ class RunOutcome:
 class Controller:
     """Runs rollouts, scoring and training against each other until `num_steps` steps are published.
 
-    `stop` asks for an orderly end: the step under way is finished and saved.
+    `stop` asks for an orderly end: the step under way is finished and saved, an evaluation is given up.
     """
 
     def __init__(
@@ -82,24 +82,23 @@ class Controller:
         clock = PhaseClock()
         with clock.phase("setup"):
             await self._set_up()
-        evaluations = []
+        evaluations: list[Evaluation] = []
         if self.buffer.version.step == 0:
             with clock.phase("evaluate before"):
-                evaluations.append(await self._evaluate("before"))
+                evaluations += await self._evaluate("before")
         with clock.phase("train"):
             evaluations += await self._train_all()
-        stopped_early = self.stop.is_set() and self.buffer.version.step < self.config.num_steps
-        if not stopped_early:
+        if not self.stop.is_set():
             with clock.phase("evaluate after"):
                 await self.channel.publish(adapter="ema")
-                evaluations.append(await self._evaluate("after"))
+                evaluations += await self._evaluate("after")
         return RunOutcome(
             evaluations=evaluations,
             num_rollouts=sum(self.buffer.ages_trained.values()),
             train_wall_s=clock.seconds["train"],
             policy_ages=dict(self.buffer.ages_trained),
             drops=dict(self.buffer.drops),
-            stopped_early=stopped_early,
+            stopped_early=not any(evaluation.phase == "after" for evaluation in evaluations),
             seconds=clock.seconds,
         )
 
@@ -151,15 +150,21 @@ class Controller:
             RolloutRequest(group_id, prompt, tuple(seeds[i] for i in part), part, self.rewards.views)
             for part in slices(config.group_size, config.batch_size)
         ]
-        began = self._now()
         try:
-            made = await asyncio.gather(*(self.rollouts.generate(request) for request in requests))
+            made = await asyncio.gather(*(self._generate(number, request) for request in requests))
         except DataFailure as failure:
             self._drop(number, failure)
             return
-        rollouts = [rollout for part in made for rollout in part]
-        self._span("rollout", rollouts[0].actor, began, group=number, version=rollouts[0].policy_version.step)
-        self._unscored.put_nowait((number, prompt, rollouts))
+        self._unscored.put_nowait((number, prompt, [rollout for part in made for rollout in part]))
+
+    async def _generate(self, number: int, request: RolloutRequest) -> list[Rollout]:
+        """Rollouts of one request. Its span is the actor's work, without the wait for a free actor."""
+        made = await self.rollouts.generate(request)
+        work_s = sum(rollout.generate_s + rollout.decode_s for rollout in made)
+        first = made[0]
+        detail = {"group": number, "version": first.policy_version.step}
+        self._span("rollout", first.actor, max(0.0, self._now() - work_s), **detail)
+        return made
 
     async def _score_loop(self) -> None:
         """Produces: ready groups. Waits for: rollouts. Unblocked by: the rollout loop.
@@ -206,10 +211,10 @@ class Controller:
         every = self.config.evaluation.every_steps
         if not every or step % every:
             return []
-        evaluation = await self._evaluate(f"step-{step}")
+        evaluations = await self._evaluate(f"step-{step}")
         self.observer.phase("train", self.config.num_steps)
         self.observer.advance(step)
-        return [evaluation]
+        return evaluations
 
     async def _next_groups(self) -> list[RolloutGroup] | None:
         """The groups of the next step, or None when there is none or the run was asked to stop."""
@@ -253,13 +258,27 @@ class Controller:
         self.observer.advance()
         self._progress()
 
-    async def _evaluate(self, phase: str) -> Evaluation:
+    async def _evaluate(self, phase: str) -> list[Evaluation]:
+        """One evaluation; none if the run was asked to stop before it was done."""
         start = self._now()
-        evaluation = await self.evaluator.evaluate(phase, self.buffer.version)
+        evaluation = await self._unless_stopped(self.evaluator.evaluate(phase, self.buffer.version))
+        if evaluation is None:
+            return []
         self._span("eval", "rollout actors", start, phase=phase)
         self.observer.evaluated(evaluation)
         self._progress()
-        return evaluation
+        return [evaluation]
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """What `work` returns; None, with `work` cancelled, when `stop` is set first."""
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self.stop.wait())
+        try:
+            await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            task.cancel()
+            stop.cancel()
+            await asyncio.gather(task, stop, return_exceptions=True)
 
     async def _save(self) -> None:
         start = self._now()

@@ -9,7 +9,6 @@ from statistics import fmean
 from astrolabe_ray.batching import slices
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.data.group_sampler import rollout_seed
-from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.roles import Gallery, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.step_metrics import total_reward
 from astrolabe_ray.types import (
@@ -26,10 +25,7 @@ FULL_VIDEO = FrameSpec()
 
 
 class Evaluator:
-    """Evaluates whatever policy the rollout pool holds on the same prompts and seeds every time.
-
-    Raises ConfigError when the held-out file has fewer prompts than asked for.
-    """
+    """Evaluates whatever policy the rollout pool holds on the same prompts and seeds every time."""
 
     def __init__(
         self,
@@ -41,13 +37,7 @@ class Evaluator:
         gallery: Gallery,
         observer: RunObserver,
     ) -> None:
-        wanted = config.evaluation.num_prompts
-        if len(heldout_prompts) < wanted:
-            raise ConfigError(
-                f"data.heldout_prompts ({config.data.heldout_prompts}) has {len(heldout_prompts)} prompts, "
-                f"evaluation.num_prompts asks for {wanted}: lower it or add prompts."
-            )
-        self.config, self.prompts = config, list(heldout_prompts[:wanted])
+        self.config, self.prompts = config, list(heldout_prompts)
         self.rollouts, self.rewards, self.gallery, self.observer = rollouts, rewards, gallery, observer
 
     async def evaluate(self, phase: str, version: PolicyVersion) -> Evaluation:

@@ -12,7 +12,7 @@ from pathlib import Path
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.controller import Controller, RunOutcome
 from astrolabe_ray.data.group_sampler import GroupSampler
-from astrolabe_ray.data.prompts import load_prompts
+from astrolabe_ray.data.prompts import load_heldout, load_prompts
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.report.run_dir import RunDir
 from astrolabe_ray.roles import Gallery, Learner, RewardPool, RolloutPool, RunObserver
@@ -42,7 +42,7 @@ async def run_training(
     """Train and evaluate; `observer` records it all. The roles are stopped in any case."""
     evaluator = Evaluator(
         config,
-        load_prompts(config.data.heldout_prompts),
+        load_heldout(config.data.heldout_prompts, config.evaluation.num_prompts),
         rollouts=roles.rollouts,
         rewards=roles.rewards,
         gallery=roles.gallery,

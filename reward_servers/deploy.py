@@ -60,8 +60,17 @@ class DeployLock:
             self._holder = ""
 
 
-def ensure(specs: Sequence[ServerSpec]) -> list[DeploymentHandle]:
-    """Handles to the servers of `specs`; those that are not there are started, all at the same time.
+def connect(specs: Sequence[ServerSpec]) -> list[DeploymentHandle]:
+    """Handles to the servers of `specs`, started where needed. Raises InfraFailure as `ensure` does.
+
+    Each handle has a router that goes on asking the replicas: shut it down before leaving the cluster.
+    """
+    ensure(specs)
+    return [serve.get_app_handle(spec.app_name).options(_by_reference=True) for spec in specs]
+
+
+def ensure(specs: Sequence[ServerSpec]) -> None:
+    """Start those servers of `specs` that are not there, all at the same time.
 
     Returns when all answer. Raises InfraFailure when one does not start.
     """
@@ -81,7 +90,6 @@ def ensure(specs: Sequence[ServerSpec]) -> list[DeploymentHandle]:
         except RuntimeError as error:
             names = ", ".join(spec.app_name for spec in missing)
             raise InfraFailure(f"of the reward servers {names} one does not start: {error}") from error
-    return [serve.get_app_handle(spec.app_name).options(_by_reference=True) for spec in specs]
 
 
 def status() -> list[ServerStatus]:

@@ -15,7 +15,8 @@ from astrolabe_ray.config.schema import RewardConfig
 from astrolabe_ray.errors import AstrolabeError, InfraFailure
 from astrolabe_ray.types import FrameSpec, Rollout, Scores
 from reward_servers.app import ScoreRequest, ServerSpec
-from reward_servers.deploy import down, ensure
+from reward_servers.deploy import connect as connect_servers
+from reward_servers.deploy import down
 from reward_servers.scorers import scorer_class
 
 FIRST_BACKOFF_S = 0.5
@@ -39,7 +40,7 @@ class ServeRewardPool:
         rewards: Sequence[RewardConfig],
         *,
         keep_servers: bool = True,
-        connect: Callable[[Sequence[ServerSpec]], Sequence[Any]] = ensure,
+        connect: Callable[[Sequence[ServerSpec]], Sequence[Any]] = connect_servers,
     ) -> None:
         """`connect` gives a Serve handle for each spec. Raises ConfigError for an unknown reward key."""
         self._rewards, self._keep_servers, self._connect = tuple(rewards), keep_servers, connect

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from astrolabe_ray.config.schema import CheckpointConfig, LoggingConfig, RewardConfig, RunConfig
-from astrolabe_ray.data.prompts import load_prompts
+from astrolabe_ray.data.prompts import load_heldout, load_prompts
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.files import resolve
 
@@ -25,9 +25,9 @@ def check_rewards(rewards: Collection[RewardConfig], scorer_keys: Collection[str
 
 
 def check_files(config: RunConfig) -> None:
-    """Raises ConfigError naming the prompt file or model file that is missing or unreadable."""
+    """Raises ConfigError naming the prompt or model file that is missing, unreadable or too short."""
     load_prompts(config.data.train_prompts)
-    load_prompts(config.data.heldout_prompts)
+    load_heldout(config.data.heldout_prompts, config.evaluation.num_prompts)
     resolve(config.model.path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from glob import escape
 from pathlib import Path
 
 import typer
@@ -36,5 +37,6 @@ def train(spec: str, overrides: Sequence[str], *, dry_run: bool, wiring: Wiring)
 
 def earlier_checkpoints(config: RunConfig) -> list[Path]:
     """Checkpoint folders of runs with this name, newest first."""
-    runs = (Path(config.logging.log_dir) / config.model.base_model).glob(f"{config.name}_[0-9]*/checkpoints")
+    folder, year = Path(config.logging.log_dir) / config.model.base_model, "[0-9]" * 4
+    runs = folder.glob(f"{escape(config.name)}_{year}.*/checkpoints")  # not those of a run NAME_2
     return sorted(runs, reverse=True)  # their names end in the time of their start

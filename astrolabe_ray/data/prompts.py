@@ -30,3 +30,14 @@ def load_prompts(source: str) -> list[str]:
     if not prompts:
         raise ConfigError(f"the prompt file {source} holds no prompt; write one prompt a line.")
     return prompts
+
+
+def load_heldout(source: str, wanted: int) -> list[str]:
+    """The first `wanted` prompts of `source`. Raises ConfigError when it holds fewer or can't be read."""
+    prompts = load_prompts(source)
+    if len(prompts) < wanted:
+        raise ConfigError(
+            f"data.heldout_prompts ({source}) has {len(prompts)} prompts, evaluation.num_prompts asks for "
+            f"{wanted}: lower it or add prompts."
+        )
+    return prompts[:wanted]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from html import escape
-from statistics import fmean, stdev
+from statistics import fmean
 
 from astrolabe_ray.metrics.names import metric
 from astrolabe_ray.report.charts import Line, bar_chart, line_chart
 from astrolabe_ray.report.run_dir import Json
+from astrolabe_ray.report.statistics import clustered_se
 
 TRAINING = ("loss", "kl_loss", "old_deviation", "grad_norm", "rollouts_per_s")
 STEPS = "optimizer steps"
@@ -64,5 +65,8 @@ def _heldout(name: str, evaluations: list[Json]) -> Line:
         "held-out",
         tuple(evaluation["step"] for evaluation in evaluations),
         tuple(fmean(row) for row in values),
-        tuple(stdev(row) / math.sqrt(len(row)) if len(row) > 1 else 0.0 for row in values),
+        tuple(
+            clustered_se(row, [record["prompt"] for record in evaluation["records"]]) if len(row) > 1 else 0.0
+            for row, evaluation in zip(values, evaluations, strict=True)
+        ),
     )

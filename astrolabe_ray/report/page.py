@@ -54,7 +54,8 @@ RESULT_NOTE = (
 )
 REWARD_NOTE = (
     "Training: mean over the rollouts of a step. Held-out: prompts that are never trained on, with fixed "
-    "seeds. Bands are one standard error of the mean."
+    "seeds. Bands are one standard error of the mean; in training as if rollouts of one prompt were "
+    "independent, on held-out prompts with the videos of a prompt as one cluster."
 )
 TIMELINE_NOTE = "Rollouts, scores and training overlap as far as the largest policy age allows."
 AGE_NOTE = "Policy age: steps between the policy that made a rollout and the policy that was trained on it."

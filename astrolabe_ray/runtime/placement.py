@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Mapping, Sequence
 
 import ray
@@ -25,9 +26,11 @@ async def reserve(
 ) -> PlacementGroup:
     """All `bundles` or nothing. While it waits, an autoscaling cluster adds nodes.
 
+    Ray shows `name` with something random behind it: it refuses a name that another run has taken.
     Raises ConfigError, with what is free, when there is no room after `timeout_s`.
     """
-    group = placement_group([dict(wanted) for wanted in bundles], strategy=strategy, name=name)
+    unique_name = f"{name}-{uuid.uuid4().hex[:8]}"
+    group = placement_group([dict(wanted) for wanted in bundles], strategy=strategy, name=unique_name)
     try:
         has_room = await asyncio.to_thread(group.wait, timeout_s)
     except asyncio.CancelledError:

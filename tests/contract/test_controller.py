@@ -82,6 +82,7 @@ class FakePool:
         self.requests: list[RolloutRequest] = []
         self.bad_prompts: set[str] = set()
         self.broken = False
+        self.answer_s, self.work_s = 0.001, 0.0  # until a request is answered; of it, work on each video
         self.hangs = False
         self.probe_offset = 0.0
         self.num_modules = 1
@@ -104,14 +105,22 @@ class FakePool:
         assert self.policy is not None
         version = self.policy.manifest.version
         self.requests.append(request)
-        await asyncio.sleep(3600 if self.hangs else 0.001)
+        await asyncio.sleep(3600 if self.hangs else self.answer_s)
         if self.broken:
             raise InfraFailure("all actors are dead")
         if request.prompt in self.bad_prompts:
             raise DataFailure("cannot sample this")
         return [
             Rollout(
-                request.group_id, i, request.prompt, seed, version, "rollout-0", seed, tuple(request.views)
+                request.group_id,
+                i,
+                request.prompt,
+                seed,
+                version,
+                "rollout-0",
+                seed,
+                tuple(request.views),
+                generate_s=self.work_s,
             )
             for i, seed in zip(request.indices, request.seeds, strict=True)
         ]
@@ -241,6 +250,16 @@ def test_evaluations_use_the_same_prompts_and_seeds_and_only_shown_videos_keep_p
         assert record.total == 2.0 * record.scores["fun"] + record.scores["calm"]
 
 
+def test_the_timeline_shows_the_work_of_each_request_and_not_its_wait() -> None:
+    """Sixteen groups in a queue would look like an actor that is never idle."""
+    stage = Stage(config(num_steps=1))
+    stage.pool.answer_s, stage.pool.work_s = 0.2, 0.02
+    asyncio.run(stage.run())
+    spans = [span for span in stage.notebook.spans if span.stage == "rollout"]
+    assert [span.detail["group"] for span in spans] == [0, 0, 1, 1], "two requests of two videos each"
+    assert [span.end_s - span.start_s for span in spans] == pytest.approx([0.04] * 4, abs=0.01)
+
+
 def test_advantages_are_centred_within_each_group() -> None:
     """Guards against mixing the prompts when rewards become advantages."""
     stage = Stage(config())
@@ -291,8 +310,8 @@ def test_a_broken_pool_ends_the_run_with_its_cause() -> None:
         stage.pool.broken = True
         await stage.run()
 
-    async def _nothing(phase: str) -> Evaluation:
-        return Evaluation(phase, PolicyVersion(), (), 0.0)
+    async def _nothing(phase: str) -> list[Evaluation]:
+        return []
 
     with pytest.raises(InfraFailure, match="all actors are dead"):
         asyncio.run(run())
@@ -306,6 +325,21 @@ def test_a_stop_request_finishes_the_step_saves_and_returns() -> None:
     assert outcome.stopped_early
     assert stage.learner.saved == [("checkpoint-1", {"next_number": 2, "num_dropped": 0})]
     assert [e.phase for e in outcome.evaluations] == ["before"]
+
+
+def test_a_stop_request_gives_an_evaluation_up_and_saves() -> None:
+    """`ray job stop` kills after 3 s: a run that first ends an evaluation of minutes leaves no report."""
+    stage = Stage(config())
+    stage.pool.hangs = True
+
+    async def run() -> RunOutcome:
+        asyncio.get_running_loop().call_later(0.1, stage.stop.set)
+        return await stage.run()
+
+    outcome = asyncio.run(run())
+    assert (outcome.stopped_early, outcome.evaluations) == (True, [])
+    assert stage.learner.batches == []
+    assert stage.learner.saved == [("checkpoint-0", {"next_number": 0, "num_dropped": 0})]
 
 
 def test_a_resumed_run_continues_with_the_next_prompts() -> None:

@@ -89,6 +89,7 @@ def test_a_mistake_in_the_config_ends_in_one_line_before_anything_heavy_loads(
         ("data.train_prompts", "nowhere.txt", ["nowhere.txt", "one prompt a line"]),
         ("data.heldout_prompts", "latin1.txt", ["latin1.txt", "UTF-8"]),
         ("data.train_prompts", "builtin:sprits/train", ["builtin:sprites/train"]),
+        ("data.heldout_prompts", "short.txt", ["short.txt", "has 1 prompts", "evaluation.num_prompts", "96"]),
         ("model.path", "no_model", ["no_model", "transformer"]),
         ("checkpoint.resume", "no_checkpoint", ["no_checkpoint", "no such folder"]),
         ("checkpoint.resume", "torn_checkpoint", ["torn_checkpoint", "manifest.json is missing"]),
@@ -100,6 +101,7 @@ def test_a_missing_or_unreadable_input_is_named_before_anything_heavy_loads(
 ) -> None:
     """The run would fail minutes later inside a worker, or train on nothing."""
     (tmp_path / "latin1.txt").write_bytes("ein grüner Kreis\n".encode("latin-1"))
+    (tmp_path / "short.txt").write_text("a green circle\n")
     (tmp_path / "torn_checkpoint").mkdir()
     done = run("train", "--config", str(ROOT / TINY), f"--config.{key}={value}", cwd=tmp_path)
     (line,) = errors_of(done)

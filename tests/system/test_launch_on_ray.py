@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from tests.reward_replicas import replica_pids
+
 ROOT = Path(__file__).parents[2]
 TINY = "configs/nft_tiny.py:tiny_sprites"
 SMALL = (
@@ -61,6 +63,24 @@ def test_a_cluster_that_is_too_small_is_named_before_any_actor_starts(
     assert "1 x rollout actor (0.5 CPU)" in done.stderr
     assert ray.util.list_named_actors(all_namespaces=True) == []
     assert ray.available_resources()["CPU"] == 1
+
+
+def test_reward_servers_are_started_once_listed_and_stopped_by_hand(one_cpu_cluster: str) -> None:
+    """Servers that nobody can manage; and handles left open, whose routers ask on after Ray was left."""
+
+    def rewards(command: str) -> list[str]:
+        done = launch("rewards", command, "--config", TINY, f"--config.cluster.address={one_cpu_cluster}")
+        assert (done.returncode, done.stderr) == (0, "")
+        return [" ".join(line.split()[:2]) for line in done.stdout.splitlines()]
+
+    assert rewards("status") == ["no reward"]
+    started = rewards("up")
+    assert [line.split("-")[1] for line in started] == ["image_quality", "motion_quality", "tiny_clip"]
+    assert all(line.endswith(" RUNNING") for line in started)
+    before = replica_pids()
+    assert rewards("up") == rewards("status") == started
+    assert replica_pids() == before
+    assert rewards("down") == ["no reward"]
 
 
 def test_an_address_without_a_cluster_is_named(log_dir: Path) -> None:

@@ -107,6 +107,15 @@ async def test_room_is_reserved_and_given_back() -> None:
     assert {group["state"] for group in placement_group_table().values()} == {"REMOVED"}
 
 
+async def test_two_runs_find_room_for_roles_of_the_same_name() -> None:
+    """Ray refuses a placement group whose name is taken: the second run on a cluster ended in a traceback."""
+    groups = [await reserve([bundle(1, 0)], name="rollout-0", timeout_s=20) for _ in range(2)]
+    assert ray.available_resources()["CPU"] == MORE_CPUS - 2
+    for group in groups:
+        release(group)
+    await until(all_free)
+
+
 async def test_whoever_stops_waiting_for_room_leaves_nothing_and_waits_no_longer() -> None:
     """Ctrl-C while a cluster adds nodes: the nodes come, for nobody; the program hangs for two minutes."""
     start = time.monotonic()

@@ -12,6 +12,7 @@ import pytest
 
 from astrolabe_ray.cli.report import report
 from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.report.curves import reward_charts
 from astrolabe_ray.report.page import build_report
 from astrolabe_ray.report.run_dir import RunDir
 from tests.small_run import CONFIG, HOSTILE, PROMPTS, write_run
@@ -138,6 +139,20 @@ def test_every_reward_has_a_chart_with_training_and_held_out_curves(page: Page) 
     assert "held-out: 0.25 at 0" in titles and "held-out: 0.35 at 4" in titles
     assert "training: 0.25 at 0" in titles, "step 1 trained on rollouts of policy 0"
     assert "grad_norm: 0.5 at 4" in titles and not any("grad_norm: nan" in title for title in titles)
+
+
+def test_the_band_of_held_out_rewards_takes_the_videos_of_a_prompt_as_one_cluster() -> None:
+    """A band half as wide as it should be, because four videos of one prompt pass for four witnesses."""
+    scores = {"x": 0.0, "y": 1.0}  # all videos of a prompt alike: two witnesses, however many videos
+    records = [{"prompt": p, "total": t, "scores": {}} for p, t in scores.items() for _ in range(8)]
+    chart = reward_charts([], [{"step": step, "records": records} for step in (0, 4)])
+    (points,) = re.findall(r'class="series-0 band" points="([^"]*)"', chart)
+    heights = [float(point.split(",")[1]) for point in points.split()]
+    centre = float(re.findall(r'<circle [^>]*cy="([^"]*)"', chart)[0])
+    ticks = re.findall(r'<text [^>]*y="([^"]*)" class="tick end">([^<]*)<', chart)
+    (top, high), (bottom, low) = [(float(y), float(value)) for y, value in (ticks[-1], ticks[0])]
+    unit = (bottom - top) / (high - low)
+    assert (centre - heights[0]) / unit == pytest.approx(0.5, abs=0.01)  # sd of (0, 1) is 0.71, / sqrt(2)
 
 
 def test_configuration_is_folded_and_complete(page: Page) -> None:
