@@ -23,7 +23,7 @@ from astrolabe_ray.algorithms.old_policy import mixed, old_policy_decay
 from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig, RunConfig
 from astrolabe_ray.errors import AstrolabeError, ConfigError, WeightMismatch
 from astrolabe_ray.models.lora import add_adapters
-from astrolabe_ray.models.registry import load_transformer, resolve
+from astrolabe_ray.models.registry import files_of, load_transformer
 from astrolabe_ray.models.text_encoder import TextEncoder
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.roles import BlobStore
@@ -103,7 +103,7 @@ class LearnerWorker:
         spec, m = self.spec, self.spec.model
         process_group.join(self.rank, self.world_size, self.device, store=self._store, address=(host, port))
         dtype = getattr(torch, m.dtype)
-        files = resolve(m.path)
+        files = files_of(m)
         base = load_transformer(files, dtype, self.device)
         base.gradient_checkpointing = spec.learner.gradient_checkpointing
         self._architecture = base.architecture

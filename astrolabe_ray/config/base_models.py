@@ -99,9 +99,7 @@ BASE_MODELS: dict[str, PublishedModel] = {
         ),
         (
             _WAN_1_3B,
-            HubFiles(
-                "zhuhz22/Causal-Forcing", ("chunkwise/causal_forcing.pt",), "checkpoints/casualforcing"
-            ),
+            HubFiles("zhuhz22/Causal-Forcing", ("chunkwise/causal_forcing.pt",), "checkpoints/casualforcing"),
         ),
     ),
     "causal_forcing_framewise": PublishedModel(
@@ -115,9 +113,7 @@ BASE_MODELS: dict[str, PublishedModel] = {
         ),
         (
             _WAN_1_3B,
-            HubFiles(
-                "zhuhz22/Causal-Forcing", ("framewise/causal_forcing.pt",), "checkpoints/casualforcing"
-            ),
+            HubFiles("zhuhz22/Causal-Forcing", ("framewise/causal_forcing.pt",), "checkpoints/casualforcing"),
         ),
     ),
     "longlive": PublishedModel(
@@ -145,9 +141,7 @@ BASE_MODELS: dict[str, PublishedModel] = {
         _few_step("krea14b", WAN_14B_DIR, checkpoint="checkpoints/krea-realtime-video-14b.safetensors"),
         (
             _WAN_14B,
-            HubFiles(
-                "krea/krea-realtime-video", ("krea-realtime-video-14b.safetensors",), "checkpoints"
-            ),
+            HubFiles("krea/krea-realtime-video", ("krea-realtime-video-14b.safetensors",), "checkpoints"),
         ),
     ),
     "tiny_sprites": PublishedModel(
