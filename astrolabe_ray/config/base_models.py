@@ -51,7 +51,7 @@ class PublishedModel:
 
 
 def _wan_base(repo_id: str, folder: str) -> HubFiles:
-    """What a checkpoint needs beside it: sizes, text encoder, VAE and tokenizer, but no weights of its own."""
+    """What a checkpoint needs beside it: sizes, text encoder, VAE and tokenizer."""
     return HubFiles(repo_id, ("config.json", TEXT_ENCODER_FILE, VAE_FILE, f"{TOKENIZER_DIR}/*"), folder)
 
 

@@ -47,7 +47,7 @@ def read_pickled(path: Path) -> Mapping[Any, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as reason:
-        if "GLOBAL" in str(reason) or "Unsupported" in str(reason):
+        if "Unsupported global" in str(reason):
             raise ConfigError(
                 f"{path} holds Python objects besides tensors, which could run code; save its weights alone "
                 "with torch.save or as .safetensors"
