@@ -95,7 +95,7 @@ LAYOUTS: dict[str, tuple[str, str | None, Callable[[dict[str, Tensor], dict[str,
 def test_a_checkpoint_of_every_layout_gives_the_same_transformer(
     base: Path, tmp_path: Path, layout: str
 ) -> None:
-    """The wrong one of several sets, or a prefix left on, would end a run on the cluster or train from noise."""
+    """The wrong one of several sets, or a prefix left on, would train another model."""
     name, key, contents = LAYOUTS[layout]
     good, path = transformer_tensors(1), tmp_path / name
     written = contents(good, transformer_tensors(2))
