@@ -308,7 +308,8 @@ class LearnerWorker:
         if not _agree(self._reference_probe(), state.reference_probe):
             raise ConfigError(
                 f"checkpoint {directory} was made with another initial LoRA than "
-                f"{self.spec.model.lora_init}: the reference policy gives another output. Resume with the model.lora_init it started from."
+                f"{self.spec.model.lora_init}: the reference policy gives another output. Resume with the "
+                "model.lora_init it started from."
             )
 
 

@@ -129,6 +129,14 @@ def test_configs_list_names_every_preset() -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()[:-1]] == [TINY, f"{TINY}_two_ranks"]
 
 
+def test_models_are_listed_before_anything_heavy_loads(tmp_path: Path) -> None:
+    """Whoever only wants to know what to download should not wait for torch."""
+    done = run("models", "list", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "absent  checkpoints/self_forcing_dmd.pt" in done.stdout
+    assert done.stdout.splitlines()[-1] == "LOADED"
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -137,6 +145,8 @@ def test_configs_list_names_every_preset() -> None:
         ["pretrain", "--help"],
         ["rewards", "up", "--help"],
         ["report", "--help"],
+        ["models", "download", "--help"],
+        ["models", "export-lora", "--help"],
     ],
 )
 def test_every_command_explains_itself(command: list[str]) -> None:
