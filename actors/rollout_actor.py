@@ -22,6 +22,7 @@ from astrolabe_ray.algorithms.flow_matching import warped_timesteps
 from astrolabe_ray.config.schema import LoraConfig, ModelConfig, RunConfig
 from astrolabe_ray.data.frames import derive_view
 from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure
+from astrolabe_ray.models.files import anywhere
 from astrolabe_ray.models.registry import files_of, load_transformer
 from astrolabe_ray.models.text_encoder import TextEncoder
 from astrolabe_ray.models.vae import VideoVAE
@@ -47,7 +48,7 @@ class RolloutActorSpec:
     def of(cls, config: RunConfig) -> RolloutActorSpec:
         """For a process of its own with the resources of `config.rollout`."""
         device = "cuda" if config.rollout.num_gpus > 0 else "cpu"
-        return cls(config.model, config.lora, device, max(1, int(config.rollout.num_cpus)))
+        return cls(anywhere(config.model), config.lora, device, max(1, int(config.rollout.num_cpus)))
 
 
 class RolloutActor:

@@ -22,6 +22,7 @@ from astrolabe_ray.algorithms.flow_matching import warped_timesteps
 from astrolabe_ray.algorithms.old_policy import mixed, old_policy_decay
 from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig, RunConfig
 from astrolabe_ray.errors import AstrolabeError, ConfigError, WeightMismatch
+from astrolabe_ray.models.files import anywhere
 from astrolabe_ray.models.registry import files_of, load_transformer
 from astrolabe_ray.models.text_encoder import TextEncoder
 from astrolabe_ray.models.wan.context import ContextRule
@@ -64,7 +65,7 @@ class LearnerSpec:
                 f"use at most {steps}."
             )
         return cls(
-            config.model,
+            anywhere(config.model),
             config.lora,
             config.algorithm,
             config.learner,
@@ -303,7 +304,7 @@ class LearnerWorker:
         if not _agree(actual, state.probe):
             raise ConfigError(
                 f"checkpoint {directory} was made with another base model than {self.spec.model.path}: the "
-                "same adapter gives another output. Resume with the model.path it was trained with."
+                "same adapter gives another output. Resume with the model.path and model.checkpoint it had."
             )
         if not _agree(self._reference_probe(), state.reference_probe):
             raise ConfigError(

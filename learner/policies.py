@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 
 from astrolabe_ray.config.schema import LoraConfig
-from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.models.files import require_lora_size
 from astrolabe_ray.models.lora import add_adapters, fill_adapter
 from astrolabe_ray.models.lora_files import Lora, read_lora, require_lora_fits
 from astrolabe_ray.models.wan.transformer import CausalWanModel
@@ -38,11 +38,6 @@ def with_policies(
 
 def _initial(path: Path, base: CausalWanModel, config: LoraConfig) -> Lora:
     lora = read_lora(path)
-    if (lora.rank, lora.alpha) != (config.rank, config.alpha):
-        raise ConfigError(
-            f"model.lora_init {path} has rank {lora.rank} and alpha {lora.alpha:g}, but lora.rank is "
-            f"{config.rank} and lora.alpha {config.alpha}. Use --config.lora.rank={lora.rank} "
-            f"--config.lora.alpha={lora.alpha:g}."
-        )
+    require_lora_size(path, (lora.rank, lora.alpha), config)
     require_lora_fits(lora, base, path)
     return lora

@@ -16,7 +16,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextmanager
 def hub_of(root: Path) -> Iterator[str]:
-    """Serve `root`/OWNER/NAME/... as repositories; gives the address. Stops afterwards."""
+    """Serve `root`/OWNER/NAME/... as repositories; gives the address. Stops afterwards.
+
+    A repository with a file `gated` shows its list and refuses its files.
+    """
 
     class Answers(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -33,7 +36,11 @@ def hub_of(root: Path) -> Iterator[str]:
             if parts[:2] == ["api", "models"]:
                 self._describe(root.joinpath(*parts[2:4]), parts[4:])
                 return
-            path = root.joinpath(*parts[:2], *parts[4:])  # OWNER/NAME/resolve/COMMIT/FILE
+            repo = root.joinpath(*parts[:2])
+            path = repo.joinpath(*parts[4:])  # OWNER/NAME/resolve/COMMIT/FILE
+            if (repo / "gated").exists():
+                self._send(403, b"", {"X-Error-Code": "GatedRepo"})
+                return
             if not path.is_file():
                 self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
                 return

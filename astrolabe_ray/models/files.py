@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from astrolabe_ray.config.base_models import TEXT_ENCODER_FILE, TOKENIZER_DIR, VAE_FILE, owner_of
-from astrolabe_ray.config.schema import ModelConfig
+from astrolabe_ray.config.schema import LoraConfig, ModelConfig
 from astrolabe_ray.errors import ConfigError
 
 BUILTIN = {"builtin:sprites": Path(__file__).parents[1] / "data" / "sprites" / "weights"}
 TRANSFORMER_STEM = VAE_STEM = "diffusion_pytorch_model"
 TEXT_ENCODER_STEM = "model"
 LORA_CONFIG = "adapter_config.json"
+_NOT_PLAIN = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
 LORA_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -45,6 +46,16 @@ def files_of(model: ModelConfig) -> ModelFiles:
         checkpoint_key=model.checkpoint_key,
         lora_init=model.lora_init,
     )
+
+
+def anywhere(model: ModelConfig) -> ModelConfig:
+    """`model` with absolute paths, which mean the same in a process that was started in another folder."""
+    paths = {
+        name: str(_absolute(value))
+        for name in ("path", "checkpoint", "lora_init")
+        if (value := getattr(model, name)) is not None and value not in BUILTIN
+    }
+    return model.model_copy(update=paths)
 
 
 def resolve(
@@ -95,6 +106,30 @@ def find_lora(path: Path) -> Path:
     raise ConfigError(
         f"there is no LoRA in {path}: name a file, or a folder that holds {LORA_CONFIG}, itself or in lora/"
     )
+
+
+def lora_size(folder: Path) -> tuple[int, float]:
+    """Rank and alpha of an adapter folder. Raises ConfigError for what plain A and B can't express."""
+    path = folder / LORA_CONFIG
+    try:
+        values = json.loads(path.read_text())
+        rank, alpha = int(values["r"]), float(values["lora_alpha"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as reason:
+        raise ConfigError(f"{path} tells no rank and alpha ({reason}); expected r and lora_alpha") from None
+    odd = [name for name in _NOT_PLAIN if values.get(name)]
+    if odd or values.get("bias", "none") != "none":
+        raise ConfigError(f"{path} uses {', '.join(odd) or 'bias'}; only plain LoRA can be read")
+    return rank, alpha
+
+
+def require_lora_size(lora_init: Path, size: tuple[int, float], config: LoraConfig) -> None:
+    """Raises ConfigError if a LoRA to start from has another rank or alpha than the adapters to train."""
+    rank, alpha = size
+    if (rank, alpha) != (config.rank, config.alpha):
+        raise ConfigError(
+            f"model.lora_init {lora_init} has rank {rank} and alpha {alpha:g}, but lora.rank is "
+            f"{config.rank} and lora.alpha {config.alpha}. Use --config.lora.rank={rank} --config.lora.alpha={alpha:g}."
+        )
 
 
 def shards(folder: Path, stem: str) -> list[Path]:

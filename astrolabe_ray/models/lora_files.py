@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.checkpoints import require_fit, shapes_of
-from astrolabe_ray.models.files import LORA_CONFIG, find_lora
+from astrolabe_ray.models.files import LORA_CONFIG, find_lora, lora_size
 from astrolabe_ray.models.lora import block_linears
 from astrolabe_ray.models.wan.names import bare_name
 from astrolabe_ray.models.weight_files import kind_of, read_pickled, read_safetensors
@@ -28,7 +28,6 @@ GENERATOR_LORA = "generator_lora"  # LongLive's file keeps the critic's LoRA bes
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 _PEFT_PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<linear>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
-_UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def read_lora(path: Path) -> Lora:
         tensors = _named(loaded.get(GENERATOR_LORA, loaded), found)
         rank = _rank(tensors, found)
         return Lora(tensors, rank, float(rank))
-    rank, alpha = _settings(found / LORA_CONFIG)
+    rank, alpha = lora_size(found)
     weights = found / "adapter_model.safetensors"
     weights = weights if weights.exists() else weights.with_suffix(".bin")
     tensors = _named(_read(weights), weights)
@@ -120,19 +119,6 @@ def _rank(tensors: Mapping[str, Tensor], source: Path) -> int:
     if len(ranks) != 1:
         raise ConfigError(f"{source} has adapters of ranks {sorted(ranks)}; one rank for all is needed")
     return ranks.pop()
-
-
-def _settings(path: Path) -> tuple[int, float]:
-    """Rank and alpha. Raises ConfigError for settings that plain A and B can't express."""
-    try:
-        values = json.loads(path.read_text())
-        rank, alpha = int(values["r"]), float(values["lora_alpha"])
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as reason:
-        raise ConfigError(f"{path} tells no rank and alpha ({reason}); expected r and lora_alpha") from None
-    odd = [name for name in _UNSUPPORTED if values.get(name)]
-    if odd or values.get("bias", "none") != "none":
-        raise ConfigError(f"{path} uses {', '.join(odd) or 'bias'}; only plain LoRA can be read")
-    return rank, alpha
 
 
 def _peft_config(lora: Lora) -> dict[str, Any]:

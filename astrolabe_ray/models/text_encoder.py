@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ftfy
 import torch
@@ -41,7 +41,7 @@ class TextEncoder:
         `text_len`: tokens per prompt. Raises ConfigError if files are absent or damaged, or weights do
         not fit.
         """
-        network = mapped_text_encoder(text_encoder_path)
+        network = mapped_text_encoder(text_encoder_path, dtype)
         tokenizer = load_tokenizer(tokenizer_path)
         placed(network, device, dtype)
         return cls(network, tokenizer, text_len)
@@ -61,13 +61,15 @@ class TextEncoder:
         return embeddings_BLD.masked_fill(mask.unsqueeze(-1) == 0, 0.0)
 
 
-def mapped_text_encoder(path: Path) -> UMT5EncoderModel:
-    """The network on the CPU in the dtype of its file, checked by name and shape."""
+def mapped_text_encoder(path: Path, dtype: torch.dtype | Literal["auto"] = "auto") -> UMT5EncoderModel:
+    """The network on the CPU, checked by name and shape: of the original file, where its weights lie, or
+    of a folder, read in `dtype` (auto: as stored).
+    """
     if path.is_file():
         return read_original_text_encoder(path)
     try:
         load: Any = UMT5EncoderModel.from_pretrained
-        network, report = load(path, dtype="auto", local_files_only=True, output_loading_info=True)
+        network, report = load(path, dtype=dtype, local_files_only=True, output_loading_info=True)
     except (OSError, ValueError, SafetensorError) as reason:
         raise ConfigError(f"can't read {path}: {reason}") from None
     unfit = {kind: sorted(keys) for kind, keys in report.items() if kind.endswith("_keys") and keys}

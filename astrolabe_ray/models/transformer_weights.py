@@ -42,7 +42,9 @@ def transformer_tensors(source: Path, key: str | None) -> dict[str, Tensor]:
     return bare
 
 
-def require_size(architecture: WanArchitecture, tensors: Mapping[str, Tensor], source: Path, config: Path):
+def require_size(
+    architecture: WanArchitecture, tensors: Mapping[str, Tensor], source: Path, config: Path
+) -> None:
     """Raises ConfigError if `tensors` are of another size than `config` describes, naming both."""
     blocks = {int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")}
     patch = tensors.get("patch_embedding.weight")

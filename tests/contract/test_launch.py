@@ -90,6 +90,8 @@ def test_a_mistake_in_the_config_ends_in_one_line_before_anything_heavy_loads(
         ("data.heldout_prompts", "latin1.txt", ["latin1.txt", "UTF-8"]),
         ("data.train_prompts", "builtin:sprits/train", ["builtin:sprites/train"]),
         ("model.path", "no_model", ["no_model", "transformer"]),
+        ("model.checkpoint", "no_weights.pt", ["no_weights.pt"]),
+        ("model.lora_init", "lora_of_rank_4", ["--config.lora.rank=4 --config.lora.alpha=8"]),
         ("checkpoint.resume", "no_checkpoint", ["no_checkpoint", "no such folder"]),
         ("checkpoint.resume", "torn_checkpoint", ["torn_checkpoint", "manifest.json is missing"]),
         ("logging.log_dir", "latin1.txt", ["latin1.txt", "--config.logging.log_dir="]),
@@ -101,6 +103,9 @@ def test_a_missing_or_unreadable_input_is_named_before_anything_heavy_loads(
     """The run would fail minutes later inside a worker, or train on nothing."""
     (tmp_path / "latin1.txt").write_bytes("ein grüner Kreis\n".encode("latin-1"))
     (tmp_path / "torn_checkpoint").mkdir()
+    (tmp_path / "lora_of_rank_4").mkdir()
+    (tmp_path / "lora_of_rank_4" / "adapter_model.bin").touch()
+    (tmp_path / "lora_of_rank_4" / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
     done = run("train", "--config", str(ROOT / TINY), f"--config.{key}={value}", cwd=tmp_path)
     (line,) = errors_of(done)
     assert all(word in line for word in words), line

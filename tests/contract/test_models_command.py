@@ -65,6 +65,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint.parent.mkdir(parents=True)
     named = {f"model.{name}": tensor for name, tensor in transformer_tensors().items()}
     torch.save({"generator": named, "generator_ema": named}, checkpoint)
+    gated = root / "zhuhz22" / "Causal-Forcing" / "chunkwise" / "causal_forcing.pt"
+    gated.parent.mkdir(parents=True)
+    for path in (gated, root / "zhuhz22" / "Causal-Forcing" / "gated"):
+        path.touch()
     return root
 
 
@@ -103,8 +107,13 @@ def test_a_hub_without_the_file_or_out_of_reach_says_how_to_do_it_by_hand(
     with hub_of(published) as endpoint:
         error = error_of(download("krea14b", cwd=tmp_path, endpoint=endpoint))
         assert "the hub has no repository Wan-AI/Wan2.1-T2V-14B" in error and "by hand" in error
+        error = error_of(download("causal_forcing", cwd=tmp_path, endpoint=endpoint))
+        assert "zhuhz22/Causal-Forcing wants its licence accepted" in error and "HF_TOKEN" in error
+    error = error_of(download("self_forcing", cwd=tmp_path, endpoint=None))  # its base is here by now
+    assert "gdhe17/Self-Forcing gave no checkpoints/self_forcing_dmd.pt" in error and "by hand" in error
+    (tmp_path / "away").mkdir()
     for unreachable in (endpoint, None):
-        error = error_of(download("self_forcing", cwd=tmp_path, endpoint=unreachable))
+        error = error_of(download("self_forcing", cwd=tmp_path / "away", endpoint=unreachable))
         assert "HF_HUB_OFFLINE" in error and "by hand" in error
 
 

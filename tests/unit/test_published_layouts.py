@@ -15,10 +15,12 @@ from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from safetensors.torch import save_file
 from torch import Tensor
 
+from actors.rollout_actor import RolloutActor, RolloutActorSpec
 from astrolabe_ray.config.base_models import TEXT_ENCODER_FILE, TOKENIZER_DIR
-from astrolabe_ray.config.schema import ModelConfig
+from astrolabe_ray.config.schema import LoraConfig, ModelConfig
 from astrolabe_ray.errors import ConfigError
-from astrolabe_ray.models.files import files_of, resolve
+from astrolabe_ray.models.files import anywhere, files_of, resolve
+from astrolabe_ray.models.lora import block_linears
 from astrolabe_ray.models.original_text_encoder import read_original_text_encoder
 from astrolabe_ray.models.original_vae import LATENTS_MEAN, LATENTS_STD, read_original_vae, renamed
 from astrolabe_ray.models.registry import load_transformer, mapped_transformer
@@ -27,6 +29,8 @@ from astrolabe_ray.models.vae import VideoVAE
 from astrolabe_ray.models.wan.architecture import WAN_1_3B, WAN_14B
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.models.wan.names import bare_name, from_diffusers, to_diffusers
+from astrolabe_ray.types import FrameSpec, PolicyVersion, RolloutRequest
+from astrolabe_ray.weights.pack import pack
 from tests.published_layouts import (
     diffusers_transformer,
     original_text_encoder_shapes,
@@ -354,3 +358,39 @@ def test_an_original_part_of_another_kind_is_named(read, tmp_path: Path) -> None
     torch.save({"patch_embedding.weight": torch.ones(1)}, tmp_path / "part.pth")
     with pytest.raises(ConfigError, match=r"part\.pth is no original"):
         read(tmp_path / "part.pth")
+
+
+def test_paths_mean_the_same_in_a_process_of_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of a cluster does not start where the command was typed."""
+    monkeypatch.chdir(tmp_path)
+    model = anywhere(ModelConfig(path="wan", checkpoint="a.pt"))
+    assert (model.path, model.checkpoint) == (str(tmp_path / "wan"), str(tmp_path / "a.pt"))
+    assert anywhere(ModelConfig()) == ModelConfig()  # the embedded model has no place of its own
+
+
+def test_a_rollout_actor_samples_with_the_parts_of_an_original_directory(base: Path, tmp_path: Path) -> None:
+    """Parts that load one by one may still not fit each other."""
+    torch.save({"generator": wrapped(transformer_tensors(1), "model.")}, tmp_path / "a.pt")
+    model = ModelConfig(
+        path=str(base),
+        checkpoint=str(tmp_path / "a.pt"),
+        checkpoint_key="generator",
+        num_latent_frames=2,
+        height=32,
+        width=16,
+        chunk_frames=1,
+        denoising_steps=(1000, 500),
+    )
+    actor = RolloutActor(RolloutActorSpec(model, LoraConfig(rank=2, alpha=2), "cpu", None), "actor")
+    actor.setup()
+    zeros = {
+        f"{name}.lora_{factor}": torch.zeros(shape)
+        for name, linear in block_linears(actor._model).items()
+        for factor, shape in (("A", (2, linear.in_features)), ("B", (linear.out_features, 2)))
+    }
+    actor.load_policy(*pack(zeros, version=PolicyVersion(), lora_scale=1.0))
+    request = RolloutRequest("g", "a red circle", (3, 4), (0, 1), (FrameSpec(),))
+    records, frames, latents, *_ = actor.generate(request)
+    assert (len(records), frames.shape, latents.shape) == (2, (5, 3, 32, 16), (2, 16, 4, 2))
