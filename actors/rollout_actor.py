@@ -22,7 +22,8 @@ from astrolabe_ray.algorithms.flow_matching import warped_timesteps
 from astrolabe_ray.config.schema import LoraConfig, ModelConfig, RunConfig
 from astrolabe_ray.data.frames import derive_view
 from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure
-from astrolabe_ray.models.registry import load_transformer, resolve
+from astrolabe_ray.models.files import anywhere
+from astrolabe_ray.models.registry import files_of, load_transformer
 from astrolabe_ray.models.text_encoder import TextEncoder
 from astrolabe_ray.models.vae import VideoVAE
 from astrolabe_ray.models.wan.context import ContextRule
@@ -47,7 +48,7 @@ class RolloutActorSpec:
     def of(cls, config: RunConfig) -> RolloutActorSpec:
         """For a process of its own with the resources of `config.rollout`."""
         device = "cuda" if config.rollout.num_gpus > 0 else "cpu"
-        return cls(config.model, config.lora, device, max(1, int(config.rollout.num_cpus)))
+        return cls(anywhere(config.model), config.lora, device, max(1, int(config.rollout.num_cpus)))
 
 
 class RolloutActor:
@@ -69,7 +70,7 @@ class RolloutActor:
             torch.set_num_threads(self.spec.num_threads)
         m, device = self.spec.model, torch.device(self.spec.device)
         dtype = getattr(torch, m.dtype)
-        files = resolve(m.path)
+        files = files_of(m)
         self._model = load_transformer(files, dtype, device)
         self._vae = VideoVAE.load(files.vae, device, dtype)
         text_len = self._model.architecture.text_len

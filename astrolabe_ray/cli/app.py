@@ -31,6 +31,8 @@ ConfigOption = Annotated[
     str, typer.Option("--config", metavar="FILE.py:PRESET", help="Config file and the preset in it.")
 ]
 
+ModelName = Annotated[str, typer.Argument(metavar="NAME", help="Base model, as `models list` names it.")]
+
 
 def overrides_in(arguments: list[str], known: tuple[str, ...]) -> list[str]:
     """The `--config.KEY=VALUE` of a command line, also when written `--config.KEY VALUE`.
@@ -62,6 +64,7 @@ def make_app(wiring: Wiring) -> typer.Typer:
     _add_rewards(app, wiring)
     _add_report(app)
     _add_configs(app)
+    _add_models(app)
     return app
 
 
@@ -154,3 +157,48 @@ def _add_configs(app: typer.Typer) -> None:
         from astrolabe_ray.cli.configs import show_preset
 
         show_preset(preset, overrides_in(context.args, ()))
+
+
+def _add_models(app: typer.Typer) -> None:
+    models = typer.Typer(
+        help="The base models that presets use: what is here, whether it is sound, how to get it.",
+        no_args_is_help=True,
+    )
+    app.add_typer(models, name="models")
+
+    @models.command("list")
+    def list_() -> None:
+        """Every base model, the files that it needs, whether they are here, and how to fetch them."""
+        from astrolabe_ray.cli.models import list_models
+
+        list_models()
+
+    @models.command()
+    def check(name: ModelName) -> None:
+        """Open every file of a base model: names and shapes of all tensors, not their values."""
+        from astrolabe_ray.cli.models import check_model
+
+        check_model(name)
+
+    @models.command()
+    def download(name: ModelName) -> None:
+        """Fetch the files of a base model from where they are published; goes on where it was cut off."""
+        from astrolabe_ray.cli.models import download_model
+
+        download_model(name)
+
+    @models.command("export-lora")
+    def export_lora(
+        lora: Annotated[Path, typer.Argument(help="Adapter folder, folder of a checkpoint, or file.")],
+        out: Annotated[Path, typer.Argument(help="Folder to write, new or empty.")],
+        form: Annotated[
+            str,
+            typer.Option(
+                "--format", metavar="peft|seed|diffusers", help="Who is to load it; seed: PEFT, as a pickle."
+            ),
+        ] = "peft",
+    ) -> None:
+        """Write a LoRA anew, for those who are to load it."""
+        from astrolabe_ray.cli.models import export_lora as run
+
+        run(lora, out, form)

@@ -9,7 +9,7 @@ from pathlib import Path
 from astrolabe_ray.config.schema import CheckpointConfig, LoggingConfig, RewardConfig, RunConfig
 from astrolabe_ray.data.prompts import load_heldout, load_prompts
 from astrolabe_ray.errors import ConfigError
-from astrolabe_ray.models.files import resolve
+from astrolabe_ray.models.files import files_of, lora_size, require_lora_size
 
 
 def check_rewards(rewards: Collection[RewardConfig], scorer_keys: Collection[str]) -> None:
@@ -25,10 +25,12 @@ def check_rewards(rewards: Collection[RewardConfig], scorer_keys: Collection[str
 
 
 def check_files(config: RunConfig) -> None:
-    """Raises ConfigError naming the prompt or model file that is missing, unreadable or too short."""
+    """Raises ConfigError naming the prompt, model or LoRA file that is missing or can't be used."""
     load_prompts(config.data.train_prompts)
     load_heldout(config.data.heldout_prompts, config.evaluation.num_prompts)
-    resolve(config.model.path)
+    lora = files_of(config.model).lora_init
+    if lora is not None and lora.is_dir():  # a file tells its rank only when it is opened
+        require_lora_size(lora, lora_size(lora), config.lora)
 
 
 def check_log_dir(logging: LoggingConfig) -> None:

@@ -91,6 +91,8 @@ def test_a_mistake_in_the_config_ends_in_one_line_before_anything_heavy_loads(
         ("data.train_prompts", "builtin:sprits/train", ["builtin:sprites/train"]),
         ("data.heldout_prompts", "short.txt", ["short.txt", "has 1 prompts", "evaluation.num_prompts", "96"]),
         ("model.path", "no_model", ["no_model", "transformer"]),
+        ("model.checkpoint", "no_weights.pt", ["no_weights.pt"]),
+        ("model.lora_init", "lora_of_rank_4", ["--config.lora.rank=4 --config.lora.alpha=8"]),
         ("checkpoint.resume", "no_checkpoint", ["no_checkpoint", "no such folder"]),
         ("checkpoint.resume", "torn_checkpoint", ["torn_checkpoint", "manifest.json is missing"]),
         ("logging.log_dir", "latin1.txt", ["latin1.txt", "--config.logging.log_dir="]),
@@ -103,6 +105,9 @@ def test_a_missing_or_unreadable_input_is_named_before_anything_heavy_loads(
     (tmp_path / "latin1.txt").write_bytes("ein grüner Kreis\n".encode("latin-1"))
     (tmp_path / "short.txt").write_text("a green circle\n")
     (tmp_path / "torn_checkpoint").mkdir()
+    (tmp_path / "lora_of_rank_4").mkdir()
+    (tmp_path / "lora_of_rank_4" / "adapter_model.bin").touch()
+    (tmp_path / "lora_of_rank_4" / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
     done = run("train", "--config", str(ROOT / TINY), f"--config.{key}={value}", cwd=tmp_path)
     (line,) = errors_of(done)
     assert all(word in line for word in words), line
@@ -131,6 +136,14 @@ def test_configs_list_names_every_preset() -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()[:-1]] == [TINY, f"{TINY}_two_ranks"]
 
 
+def test_models_are_listed_before_anything_heavy_loads(tmp_path: Path) -> None:
+    """Whoever only wants to know what to download should not wait for torch."""
+    done = run("models", "list", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "absent  checkpoints/self_forcing_dmd.pt" in done.stdout
+    assert done.stdout.splitlines()[-1] == "LOADED"
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -139,6 +152,8 @@ def test_configs_list_names_every_preset() -> None:
         ["pretrain", "--help"],
         ["rewards", "up", "--help"],
         ["report", "--help"],
+        ["models", "download", "--help"],
+        ["models", "export-lora", "--help"],
     ],
 )
 def test_every_command_explains_itself(command: list[str]) -> None:

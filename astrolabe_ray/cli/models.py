@@ -1,0 +1,97 @@
+"""`models list`, `check`, `download` and `export-lora`."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import get_args
+
+import typer
+
+from astrolabe_ray.config.base_models import BASE_MODELS, PublishedModel
+from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.models.files import BUILTIN, files_of
+from astrolabe_ray.models.hub import fetch
+
+UNITS = ("B", "kB", "MB", "GB")
+
+
+def list_models() -> None:
+    """Print every model with its files, each there with its size or absent with its publisher."""
+    for name, model in BASE_MODELS.items():
+        typer.echo(f"{name}  {model.summary}; licence: {model.licence}")
+        if not model.sources:
+            root = BUILTIN[model.config.path]
+            typer.echo(f"  there   {root}  {_size(_bytes(root))}")
+        absent = False
+        for source in model.sources:
+            for path in source.paths:
+                absent |= not path.exists()
+                state = f"there   {path}  {_size(_bytes(path))}" if path.exists() else f"absent  {path}"
+                typer.echo(f"  {state}  ({source.repo_id})")
+        if absent:
+            typer.echo(f"  fetch   python launch.py models download {name}")
+
+
+def check_model(name: str) -> None:
+    """Print what every file holds. Raises ConfigError listing what is absent or not as it should be."""
+    model = _published(name)
+    files = files_of(model.model_config(lora_init=model.lora))
+    from astrolabe_ray.models.inspection import inspect  # loads torch
+
+    wrong = []
+    for part, path, look in inspect(files):
+        try:
+            typer.echo(f"{part:>12}  {path}  {_size(_bytes(path))}: {look()}")
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    typer.echo(f"{name} can be used: its names and shapes are right. Values were not read.")
+
+
+def download_model(name: str) -> None:
+    """Fetch what is absent. Raises ConfigError if the hub can't be reached or does not have it."""
+    model = _published(name)
+    if not model.sources:
+        raise ConfigError(f"{name} comes with this repository; there is nothing to download")
+    for source in model.sources:
+        typer.echo(f"{source.repo_id} -> {source.folder}")
+        fetch(source)
+    typer.echo(f"Everything is there. To look into it: python launch.py models check {name}")
+
+
+def export_lora(lora: Path, out: Path, form: str) -> None:
+    """Write the LoRA in `lora` into the folder `out`. Raises ConfigError if it can't be read or written."""
+    from astrolabe_ray.models.lora_files import LoraFormat, read_lora, write_lora  # loads torch
+
+    formats = {choice: choice for choice in get_args(LoraFormat)}
+    if form not in formats:
+        raise ConfigError(f"there is no format '{form}'; there are: {', '.join(formats)}")
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is not an empty folder; name a new one")
+    read = read_lora(lora)
+    out.mkdir(parents=True, exist_ok=True)
+    write_lora(read, out, formats[form])
+    typer.echo(f"{out}: rank {read.rank}, alpha {read.alpha:g}, {len(read.tensors)} tensors, for {form}")
+
+
+def _published(name: str) -> PublishedModel:
+    if name not in BASE_MODELS:
+        meant = difflib.get_close_matches(name, BASE_MODELS, n=1)
+        hint = f"did you mean '{meant[0]}'? " if meant else ""
+        raise ConfigError(f"there is no base model '{name}'; {hint}There are: {', '.join(BASE_MODELS)}")
+    return BASE_MODELS[name]
+
+
+def _bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _size(num_bytes: float) -> str:
+    for unit in UNITS[:-1]:
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} {UNITS[-1]}"
