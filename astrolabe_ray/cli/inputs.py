@@ -6,29 +6,47 @@ import difflib
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from astrolabe_ray.config.schema import CheckpointConfig, LoggingConfig, RewardConfig, RunConfig
+from astrolabe_ray.config.schema import CheckpointConfig, LoggingConfig, ModelConfig, RewardConfig, RunConfig
 from astrolabe_ray.data.prompts import load_prompts
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.files import resolve
 
 
+def missing_inputs(config: RunConfig, scorer_keys: Collection[str]) -> list[str]:
+    """A line for everything that the run would read and that is not here: scorers, prompts, model files."""
+    checks: list[Callable[[], object]] = [
+        lambda: check_rewards(config.rewards, scorer_keys),
+        lambda: load_prompts(config.data.train_prompts),
+        lambda: load_prompts(config.data.heldout_prompts),
+        lambda: check_model(config.model),
+    ]
+    lines: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            lines += str(error).splitlines()
+    return lines
+
+
 def check_rewards(rewards: Collection[RewardConfig], scorer_keys: Collection[str]) -> None:
-    """Raises ConfigError for a reward that has no scorer."""
+    """Raises ConfigError with a line for each reward that has no scorer."""
+    lines = []
     for index, reward in enumerate(rewards):
         if reward.key not in scorer_keys:
             meant = difflib.get_close_matches(reward.key, scorer_keys, n=1)
             hint = f"did you mean '{meant[0]}'? " if meant else ""
-            raise ConfigError(
+            lines.append(
                 f"rewards.{index}.key: there is no scorer '{reward.key}'; {hint}"
                 f"There are: {', '.join(sorted(scorer_keys))}"
             )
+    if lines:
+        raise ConfigError("\n".join(lines))
 
 
-def check_files(config: RunConfig) -> None:
-    """Raises ConfigError naming the prompt file or model file that is missing or unreadable."""
-    load_prompts(config.data.train_prompts)
-    load_prompts(config.data.heldout_prompts)
-    resolve(config.model.path)
+def check_model(model: ModelConfig) -> None:
+    """Raises ConfigError naming the model files that are missing."""
+    resolve(model.path)
 
 
 def check_log_dir(logging: LoggingConfig) -> None:
