@@ -9,17 +9,17 @@ import typer
 
 from astrolabe_ray.cli.dry_run import print_dry_run
 from astrolabe_ray.cli.inputs import check_log_dir, find_checkpoint, missing_inputs
+from astrolabe_ray.cli.selection import selected
 from astrolabe_ray.cli.summary import plan_lines
 from astrolabe_ray.cli.wiring import Wiring
-from astrolabe_ray.config.loader import load
 from astrolabe_ray.config.plan import make_plan
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.errors import ConfigError
 
 
-def train(spec: str, overrides: Sequence[str], *, dry_run: bool, wiring: Wiring) -> None:
+def train(spec: str, overrides: Sequence[str], *, small: bool, dry_run: bool, wiring: Wiring) -> None:
     """Run one training. Raises ConfigError, before any Ray actor starts, for what can't work."""
-    config = load(spec, overrides)
+    config = selected(spec, overrides, small=small)
     plan = make_plan(config)
     missing = missing_inputs(config, wiring.scorer_keys())
     resume_from = None
