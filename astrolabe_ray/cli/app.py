@@ -10,6 +10,7 @@ import typer
 
 from astrolabe_ray.cli.wiring import Wiring
 from astrolabe_ray.config.overrides import PREFIX
+from astrolabe_ray.config.seed_keys import translated
 from astrolabe_ray.errors import ConfigError
 
 EPILOG_TRAIN = """
@@ -42,7 +43,8 @@ ShrinkOption = Annotated[
 def overrides_in(arguments: list[str], known: tuple[str, ...]) -> list[str]:
     """The `--config.KEY=VALUE` of a command line, also when written `--config.KEY VALUE`.
 
-    Raises ConfigError for anything else, naming the likeliest of the `known` options.
+    Keys of the first Astrolabe release are translated, with a note. Raises ConfigError for anything else,
+    naming the likeliest of the `known` options.
     """
     found: list[str] = []
     rest = iter(arguments)
@@ -53,7 +55,10 @@ def overrides_in(arguments: list[str], known: tuple[str, ...]) -> list[str]:
             hint = f"did you mean {meant[0]}?" if meant else f"there is {options}"
             raise ConfigError(f"there is no option '{argument}'; {hint}")
         found.append(argument if "=" in argument else f"{argument}={next(rest, '')}")
-    return found
+    overrides, notes = translated(found)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    return overrides
 
 
 def make_app(wiring: Wiring) -> typer.Typer:

@@ -201,6 +201,18 @@ def test_without_dry_run_everything_that_is_not_here_gets_a_line(tmp_path: Path)
         assert what in line
 
 
+def test_keys_of_the_first_release_are_translated_aloud() -> None:
+    """A command line that people have would be refused, or change its meaning in silence."""
+    done = run(
+        "configs", "show", FULL_SIZE, "--config.beta=0.5", "--config.sample.num_image_per_prompt", "12"
+    )
+    assert {"algorithm.nft_beta = 0.5", "rollout.group_size = 12"} <= set(done.stdout.splitlines())
+    assert done.stderr.splitlines() == [
+        "note: beta=0.5 is taken for --config.algorithm.nft_beta=0.5",
+        "note: sample.num_image_per_prompt=12 is taken for --config.rollout.group_size=12",
+    ]
+
+
 def test_overrides_apply_after_shrinking() -> None:
     """What someone types is what runs, also in a shrunk run."""
     done = run("configs", "show", FULL_SIZE, "--shrink", "--config.rollout.group_size=6")
