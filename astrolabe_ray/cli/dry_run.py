@@ -30,7 +30,7 @@ def print_dry_run(config: RunConfig, plan: Plan, missing: Sequence[str]) -> None
     typer.echo("Nothing was started." if missing else "Everything is there. Nothing was started.")
 
 
-def memory_lines(config: RunConfig, plan: Plan, gpus: list[Gpu]) -> list[str]:
+def memory_lines(config: RunConfig, plan: Plan, gpus: Sequence[Gpu]) -> list[str]:
     """Memory of one process of each role by component, of the fullest GPU, and of the object store."""
     store = row("objects", f"at least {_gib(object_store_need(config, plan))} of object store")
     if config.model.base_model not in MODEL_SIZES:
@@ -46,14 +46,21 @@ def memory_lines(config: RunConfig, plan: Plan, gpus: list[Gpu]) -> list[str]:
     return [*lines, store]
 
 
-def fullest_gpu(by_role: Mapping[str, Parts], gpus: list[Gpu]) -> str:
+def fullest_gpu(by_role: Mapping[str, Parts], gpus: Sequence[Gpu]) -> str:
     """The largest sum of what shares a GPU. Example: `fullest GPU 31.2 GiB: learner rank`."""
-    totals = {role: sum(parts.values()) for role, parts in by_role.items()}
-    fullest = max(gpus, key=lambda gpu: sum(totals[role] for role in gpu.roles))
+    fullest = max(gpus, key=lambda gpu: _gpu_bytes(by_role, gpu))
     listed = " + ".join(
         f"{count} x {role}" if count > 1 else role for role, count in Counter(fullest.roles).items()
     )
-    return f"fullest GPU {_gib(sum(totals[role] for role in fullest.roles))}: {listed}"
+    return f"fullest GPU {_gib(fullest_bytes(by_role, gpus))}: {listed}"
+
+
+def fullest_bytes(by_role: Mapping[str, Parts], gpus: Sequence[Gpu]) -> float:
+    return max(_gpu_bytes(by_role, gpu) for gpu in gpus)
+
+
+def _gpu_bytes(by_role: Mapping[str, Parts], gpu: Gpu) -> float:
+    return sum(sum(by_role[role].values()) for role in gpu.roles)
 
 
 def _listed(parts: Parts) -> str:
