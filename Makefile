@@ -53,7 +53,7 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	@$(RUN) docs/write_reference.py
-	@PYTHONPATH=. $(RUN) docs/write_presets.py
+	@$(RUN) docs/write_presets.py
 
 # Runs (logs/) are kept: they are results.
 clean:

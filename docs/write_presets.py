@@ -15,10 +15,20 @@ PAGE = Path(__file__).with_name("presets.md")
 CONFIGS = Path(__file__).parents[1] / "configs"
 START, END = "<!-- tables: written by `make docs` -->", "<!-- end of tables -->"
 
-HEAD = (
-    "| preset | GPUs | rollout : reward : learner | rewards | step | batch | KL | learning rate | evaluation | "
-    "fullest GPU | besides |\n|---|---|---|---|---|---|---|---|---|---|---|"
+COLUMNS = (
+    "preset",
+    "GPUs",
+    "rollout : reward : learner",
+    "rewards",
+    "step",
+    "batch",
+    "KL",
+    "learning rate",
+    "evaluation",
+    "fullest GPU",
+    "besides",
 )
+HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 def page(current: str) -> str:
@@ -40,7 +50,7 @@ def tables() -> str:
 
 
 def table_row(config: RunConfig) -> str:
-    """A preset in the words of HEAD."""
+    """A preset, a cell for each of COLUMNS."""
     plan, rollout = make_plan(config), config.rollout
     reward_gpus = sum(reward.min_replicas * reward.num_gpus for reward in config.rewards)
     split = (rollout.min_actors * rollout.num_gpus, reward_gpus)

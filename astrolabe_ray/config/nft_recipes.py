@@ -115,29 +115,8 @@ def _full_size(
         ),
         rollout=_rollout(scale, split),
         rewards=_rewards(rewards, split),
-        algorithm=AlgorithmConfig(
-            nft_beta=0.1,
-            kl_coef=kl_coef,
-            kl_samples="all" if main_reward is None else "disagreeing",
-            main_reward=main_reward,
-            adv_clip_max=5.0,
-            advantage_std="global",
-            old_policy_decay="linear",
-            ema_decay=0.9,
-        ),
-        learner=LearnerConfig(
-            num_ranks=split.num_ranks,
-            zero_stage=zero_stage,
-            micro_batch_size=1,
-            lr=lr,
-            adam_betas=(0.9, 0.999),
-            weight_decay=1e-4,
-            max_grad_norm=1.0,
-            gradient_checkpointing=True,
-            num_cpus=CPUS_PER_PROCESS,
-            num_gpus=split.gpus_per_rank,
-            step_timeout_s=LONGEST_WAIT_S,
-        ),
+        algorithm=_algorithm(kl_coef, main_reward),
+        learner=_learner(split, zero_stage, lr),
         evaluation=EvaluationConfig(num_prompts=240, rollouts_per_prompt=2, every_steps=eval_every),
         cluster=ClusterConfig(placement_timeout_s=600, stall_timeout_s=LONGEST_WAIT_S),
     )
@@ -170,4 +149,33 @@ def _rewards(rewards: Rewards, split: GpuSplit) -> tuple[RewardConfig, ...]:
             request_timeout_s=LONGEST_WAIT_S,
         )
         for (key, weight), share in zip(rewards.items(), split.servers, strict=True)
+    )
+
+
+def _algorithm(kl_coef: float, main_reward: str | None) -> AlgorithmConfig:
+    return AlgorithmConfig(
+        nft_beta=0.1,
+        kl_coef=kl_coef,
+        kl_samples="all" if main_reward is None else "disagreeing",
+        main_reward=main_reward,
+        adv_clip_max=5.0,
+        advantage_std="global",
+        old_policy_decay="linear",
+        ema_decay=0.9,
+    )
+
+
+def _learner(split: GpuSplit, zero_stage: Literal[2, 3], lr: float) -> LearnerConfig:
+    return LearnerConfig(
+        num_ranks=split.num_ranks,
+        zero_stage=zero_stage,
+        micro_batch_size=1,
+        lr=lr,
+        adam_betas=(0.9, 0.999),
+        weight_decay=1e-4,
+        max_grad_norm=1.0,
+        gradient_checkpointing=True,
+        num_cpus=CPUS_PER_PROCESS,
+        num_gpus=split.gpus_per_rank,
+        step_timeout_s=LONGEST_WAIT_S,
     )
