@@ -87,7 +87,7 @@ def rollout_actor(config: RunConfig, sizes: ModelSizes) -> Parts:
     a = sizes.transformer
     chunk_tokens = batch * m.chunk_frames * _tokens(m)
     pixels = m.height * m.width
-    parts = {
+    parts: Parts = {
         "base weights": width * transformer_params(a),
         "base of the merged layers": width * block_linear_params(a),
         "KV cache": kv_cache_bytes(m, a, batch),
@@ -110,7 +110,7 @@ def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
     tokens = c.micro_batch_size * train_frames(config) * _tokens(config.model)
     block = tokens * ((10 * width + 40) * a.dim + (2 * width + 8) * a.ffn_dim)  # adapters compute in float32
     kept = width * tokens * a.dim if c.gradient_checkpointing else block
-    parts = {
+    parts: Parts = {
         "base weights": width * transformer_params(a) / share[3],
         "adapters": 4 * adapters * lora / share[3],
         "Adam": (8 if c.zero_stage == 0 else 12) * lora / share[1],  # ZeRO updates a copy of its own
