@@ -53,6 +53,7 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	@$(RUN) docs/write_reference.py
+	@$(RUN) docs/write_presets.py
 
 # Runs (logs/) are kept: they are results.
 clean:

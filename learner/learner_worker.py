@@ -57,12 +57,18 @@ class LearnerSpec:
 
     @classmethod
     def of(cls, config: RunConfig) -> LearnerSpec:
-        """Raises ConfigError when a sample is to train on more timesteps than there are."""
+        """Raises ConfigError when a sample is to train on more timesteps than there are, and for
+        selective KL, which this learner can't do."""
         steps, wanted = len(config.model.denoising_steps), config.algorithm.timesteps_per_sample
         if wanted > steps:
             raise ConfigError(
                 f"algorithm.timesteps_per_sample is {wanted}, but model.denoising_steps has {steps}; "
                 f"use at most {steps}."
+            )
+        if config.algorithm.kl_samples != "all":
+            raise ConfigError(
+                f"algorithm.kl_samples is {config.algorithm.kl_samples}, but the learner counts the KL of "
+                "all samples. Try --config.algorithm.kl_samples=all --config.algorithm.main_reward=none."
             )
         return cls(
             anywhere(config.model),

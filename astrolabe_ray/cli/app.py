@@ -10,6 +10,7 @@ import typer
 
 from astrolabe_ray.cli.wiring import Wiring
 from astrolabe_ray.config.overrides import PREFIX
+from astrolabe_ray.config.seed_keys import translated
 from astrolabe_ray.errors import ConfigError
 
 EPILOG_TRAIN = """
@@ -20,6 +21,8 @@ Examples:
   python launch.py train --config configs/nft_tiny.py:tiny_sprites --dry-run
 
   python launch.py train --config configs/nft_tiny.py:tiny_sprites --config.num_steps=20
+
+  python launch.py train --config configs/nft_longlive.py:longlive_video_hpsv3 --shrink
 
 A run writes a folder under logs/ with its report, metrics, videos and checkpoints.
 Exit codes: 0 done or stopped on request, 1 failed, 2 the config asks for something that can't be done.
@@ -32,12 +35,17 @@ ConfigOption = Annotated[
 ]
 
 ModelName = Annotated[str, typer.Argument(metavar="NAME", help="Base model, as `models list` names it.")]
+ShrinkOption = Annotated[
+    bool,
+    typer.Option("--shrink", help="The same run with the embedded model and scorers, on two CPU cores."),
+]
 
 
 def overrides_in(arguments: list[str], known: tuple[str, ...]) -> list[str]:
     """The `--config.KEY=VALUE` of a command line, also when written `--config.KEY VALUE`.
 
-    Raises ConfigError for anything else, naming the likeliest of the `known` options.
+    Keys of the first Astrolabe release are translated, with a note. Raises ConfigError for anything else,
+    naming the likeliest of the `known` options.
     """
     found: list[str] = []
     rest = iter(arguments)
@@ -48,7 +56,10 @@ def overrides_in(arguments: list[str], known: tuple[str, ...]) -> list[str]:
             hint = f"did you mean {meant[0]}?" if meant else f"there is {options}"
             raise ConfigError(f"there is no option '{argument}'; {hint}")
         found.append(argument if "=" in argument else f"{argument}={next(rest, '')}")
-    return found
+    overrides, notes = translated(found)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    return overrides
 
 
 def make_app(wiring: Wiring) -> typer.Typer:
@@ -75,13 +86,17 @@ def _add_train(app: typer.Typer, wiring: Wiring) -> None:
         config: ConfigOption,
         dry_run: Annotated[
             bool,
-            typer.Option("--dry-run", help="Check everything, print the plan and stop before Ray starts."),
+            typer.Option(
+                "--dry-run", help="Print the plan, the memory it takes and what is not here; start nothing."
+            ),
         ] = False,
+        shrink: ShrinkOption = False,
     ) -> None:
         """Align a model with rewards. Any option of the config can follow as --config.KEY=VALUE."""
         from astrolabe_ray.cli.train import train as run
 
-        run(config, overrides_in(context.args, ("--config", "--dry-run")), dry_run=dry_run, wiring=wiring)
+        overrides = overrides_in(context.args, ("--config", "--dry-run", "--shrink"))
+        run(config, overrides, small=shrink, dry_run=dry_run, wiring=wiring)
 
 
 def _add_pretrain(app: typer.Typer) -> None:
@@ -144,19 +159,38 @@ def _add_configs(app: typer.Typer) -> None:
 
     @configs.command("list")
     def list_() -> None:
-        """Every preset of the shipped config files with its first line of description."""
+        """Every preset of the shipped config files: GPUs, base model, rewards, what it is."""
         from astrolabe_ray.cli.configs import list_presets
 
         list_presets()
 
     @configs.command(context_settings=_PASSES_OVERRIDES)
     def show(
-        context: typer.Context, preset: Annotated[str, typer.Argument(metavar="FILE.py:PRESET")]
+        context: typer.Context,
+        preset: Annotated[str, typer.Argument(metavar="FILE.py:PRESET")],
+        shrink: ShrinkOption = False,
     ) -> None:
         """Every option of a preset as it would run, overrides included, and the plan that follows."""
         from astrolabe_ray.cli.configs import show_preset
 
-        show_preset(preset, overrides_in(context.args, ()))
+        show_preset(preset, overrides_in(context.args, ("--shrink",)), small=shrink)
+
+    @configs.command()
+    def diff(
+        first: Annotated[str, typer.Argument(metavar="FILE.py:PRESET")],
+        second: Annotated[str, typer.Argument(metavar="FILE.py:PRESET")],
+    ) -> None:
+        """The options in which two presets differ."""
+        from astrolabe_ray.cli.configs import diff_presets
+
+        diff_presets(first, second)
+
+    @configs.command()
+    def schema() -> None:
+        """The JSON schema of a run's config, for editors and other programs."""
+        from astrolabe_ray.cli.configs import print_schema
+
+        print_schema()
 
 
 def _add_models(app: typer.Typer) -> None:

@@ -12,22 +12,40 @@ from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.files import files_of, lora_size, require_lora_size
 
 
+def missing_inputs(config: RunConfig, scorer_keys: Collection[str]) -> list[str]:
+    """A line for everything that the run would read and that is not here: scorers, prompts, model files."""
+    checks: list[Callable[[], object]] = [
+        lambda: check_rewards(config.rewards, scorer_keys),
+        lambda: load_prompts(config.data.train_prompts),
+        lambda: load_heldout(config.data.heldout_prompts, config.evaluation.num_prompts),
+        lambda: check_model(config),
+    ]
+    lines: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            lines += str(error).splitlines()
+    return lines
+
+
 def check_rewards(rewards: Collection[RewardConfig], scorer_keys: Collection[str]) -> None:
-    """Raises ConfigError for a reward that has no scorer."""
+    """Raises ConfigError with a line for each reward that has no scorer."""
+    lines = []
     for index, reward in enumerate(rewards):
         if reward.key not in scorer_keys:
             meant = difflib.get_close_matches(reward.key, scorer_keys, n=1)
             hint = f"did you mean '{meant[0]}'? " if meant else ""
-            raise ConfigError(
+            lines.append(
                 f"rewards.{index}.key: there is no scorer '{reward.key}'; {hint}"
                 f"There are: {', '.join(sorted(scorer_keys))}"
             )
+    if lines:
+        raise ConfigError("\n".join(lines))
 
 
-def check_files(config: RunConfig) -> None:
-    """Raises ConfigError naming the prompt, model or LoRA file that is missing or can't be used."""
-    load_prompts(config.data.train_prompts)
-    load_heldout(config.data.heldout_prompts, config.evaluation.num_prompts)
+def check_model(config: RunConfig) -> None:
+    """Raises ConfigError naming the model or LoRA file that is missing or can't be used."""
     lora = files_of(config.model).lora_init
     if lora is not None and lora.is_dir():  # a file tells its rank only when it is opened
         require_lora_size(lora, lora_size(lora), config.lora)

@@ -9,6 +9,7 @@ import ray
 import typer
 
 from astrolabe_ray.cli.wiring import Wiring
+from astrolabe_ray.config.memory import object_store_need
 from astrolabe_ray.config.plan import Plan
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.controller import RunOutcome
@@ -23,12 +24,7 @@ from astrolabe_ray.roles import RunObserver
 from astrolabe_ray.run import Roles, run_training
 from astrolabe_ray.runtime.cluster import connect
 from astrolabe_ray.runtime.jobs import stop_grace_s, stop_on_signals
-from astrolabe_ray.runtime.preflight import (
-    cluster_room,
-    object_store_need,
-    require_one_checkout,
-    require_room,
-)
+from astrolabe_ray.runtime.preflight import cluster_room, require_one_checkout, require_room
 from astrolabe_ray.runtime.ray_metrics import RayMetrics
 
 

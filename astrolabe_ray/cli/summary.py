@@ -13,7 +13,8 @@ def plan_lines(config: RunConfig, plan: Plan) -> list[str]:
     rewards = ", ".join(f"{reward.weight:g} {reward.key}" for reward in config.rewards)
     rows = {
         "run": f"{config.name}, seed {config.seed}, {config.num_steps} steps",
-        "model": f"{model.path}, {plan.num_frames} frames of {model.height}x{model.width} at {model.fps} fps",
+        "model": f"{model.base_model} in {model.path}, "
+        f"{plan.num_frames} frames of {model.height}x{model.width} at {model.fps} fps",
         "latents": f"{frames} x {height} x {width} in {plan.num_chunks} chunks, "
         f"{plan.tokens_per_latent_frame} tokens a latent frame",
         "step": f"{rollout.num_groups} prompts x {rollout.group_size} rollouts = {plan.num_rollouts}, "
@@ -25,4 +26,9 @@ def plan_lines(config: RunConfig, plan: Plan) -> list[str]:
         "needs": "; ".join(str(need) for need in plan.needs),
         "in total": f"{plan.num_cpus:g} CPUs, {plan.num_gpus:g} GPUs",
     }
-    return [f"{name:>10}  {text}" for name, text in rows.items()]
+    return [row(name, text) for name, text in rows.items()]
+
+
+def row(name: str, text: str) -> str:
+    """A line of the two columns."""
+    return f"{name:>10}  {text}"

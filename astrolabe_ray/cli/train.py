@@ -8,28 +8,38 @@ from pathlib import Path
 
 import typer
 
-from astrolabe_ray.cli.inputs import check_files, check_log_dir, check_rewards, find_checkpoint
+from astrolabe_ray.cli.dry_run import print_dry_run
+from astrolabe_ray.cli.inputs import check_log_dir, find_checkpoint, missing_inputs
+from astrolabe_ray.cli.selection import selected
 from astrolabe_ray.cli.summary import plan_lines
 from astrolabe_ray.cli.wiring import Wiring
-from astrolabe_ray.config.loader import load
 from astrolabe_ray.config.plan import make_plan
 from astrolabe_ray.config.schema import RunConfig
+from astrolabe_ray.errors import ConfigError
 
 
-def train(spec: str, overrides: Sequence[str], *, dry_run: bool, wiring: Wiring) -> None:
+def train(spec: str, overrides: Sequence[str], *, small: bool, dry_run: bool, wiring: Wiring) -> None:
     """Run one training. Raises ConfigError, before any Ray actor starts, for what can't work."""
-    config = load(spec, overrides)
+    config = selected(spec, overrides, small=small)
     plan = make_plan(config)
-    check_rewards(config.rewards, wiring.scorer_keys())
-    check_log_dir(config.logging)
-    resume_from = find_checkpoint(
-        config.checkpoint, earlier_checkpoints(config), wiring.checkpoint_problem, wiring.latest_checkpoint
-    )
-    check_files(config)
-    typer.echo("\n".join(plan_lines(config, plan)))
+    missing = missing_inputs(config, wiring.scorer_keys())
+    resume_from = None
+    try:
+        check_log_dir(config.logging)
+        resume_from = find_checkpoint(
+            config.checkpoint,
+            earlier_checkpoints(config),
+            wiring.checkpoint_problem,
+            wiring.latest_checkpoint,
+        )
+    except ConfigError as error:
+        missing.append(str(error))
     if dry_run:
-        typer.echo("Everything is there. Nothing was started.")
+        print_dry_run(config, plan, missing)
         return
+    if missing:
+        raise ConfigError("\n".join(missing))
+    typer.echo("\n".join(plan_lines(config, plan)))
     from astrolabe_ray.cli.session import run_on_ray  # loads Ray
 
     run_on_ray(config, plan, wiring, resume_from)

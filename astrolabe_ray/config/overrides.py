@@ -20,9 +20,10 @@ _WORDS = {"true": True, "false": False, "none": None, "null": None}
 def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """`config` with each `KEY=VALUE` applied in order and the whole checked again.
 
-    KEY is dotted, with indices for the rewards (`rewards.0.weight`), with or without the leading
-    `--config.`. VALUE is text for text options and otherwise a number, true, false, none, or a list
-    like `1000,500`. Raises ConfigError for an unknown key, a bad index or a value out of range.
+    KEY is dotted, with the index or the key of a reward (`rewards.0.weight`, `rewards.tiny_clip.weight`),
+    with or without the leading `--config.`. VALUE is text for text options and otherwise a number, true,
+    false, none, or a list like `1000,500`. Raises ConfigError for an unknown key, a bad index or a value
+    out of range.
     """
     values = config.model_dump()
     for override in overrides:
@@ -64,6 +65,10 @@ def _step(here: Any, annotation: Any, part: str, key: str) -> tuple[str | int, A
 
 
 def _list_index(here: list[Any], part: str, key: str) -> int:
+    """The entry that `part` counts or names by its `key`."""
+    named = [index for index, item in enumerate(here) if item.get("key") == part]
+    if named:
+        return named[0]
     if not part.isdigit() or int(part) >= len(here):
         names = ", ".join(f"{index} ({item.get('key', '?')})" for index, item in enumerate(here))
         raise ConfigError(f"config has no key '{key}': '{part}' is not one of its entries {names}")

@@ -104,6 +104,7 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
     yield from _model_rules(config.model)
     yield from _rollout_rules(config.rollout)
     yield from _reward_rules(config)
+    yield from _kl_rules(config)
     num_rollouts = config.rollout.num_groups * config.rollout.group_size
     if config.learner.num_ranks > num_rollouts:
         yield (
@@ -179,6 +180,28 @@ def _reward_rules(config: RunConfig) -> Iterator[str]:
                 f"max_replicas {reward.max_replicas}. "
                 f"Try --config.rewards.{index}.max_replicas={reward.min_replicas}."
             )
+
+
+def _kl_rules(config: RunConfig) -> Iterator[str]:
+    """Samples can only disagree between rewards, one of which is the main one."""
+    algorithm, keys = config.algorithm, [reward.key for reward in config.rewards]
+    if algorithm.kl_samples == "all":
+        if algorithm.main_reward is not None:
+            yield (
+                f"algorithm.main_reward '{algorithm.main_reward}' has no effect with kl_samples=all. "
+                "Try --config.algorithm.kl_samples=disagreeing or --config.algorithm.main_reward=none."
+            )
+        return
+    if len(keys) < 2:
+        yield (
+            "algorithm.kl_samples=disagreeing compares the rankings of at least two rewards, there is "
+            f"{len(keys)}. Try --config.algorithm.kl_samples=all."
+        )
+    elif algorithm.main_reward not in keys:
+        yield (
+            f"algorithm.main_reward {algorithm.main_reward} is not one of the rewards {', '.join(keys)}. "
+            f"Try --config.algorithm.main_reward={keys[0]}."
+        )
 
 
 def _multiples_around(value: int, unit: int) -> str:

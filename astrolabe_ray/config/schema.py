@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Section(BaseModel):
     """Base of every config section: immutable, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
@@ -113,6 +113,10 @@ class AlgorithmConfig(Section):
     """Mixing weight of the positive and negative targets."""
     kl_coef: float = Field(default=1e-4, ge=0)
     """Weight of the squared distance to the reference policy: the base, with `model.lora_init` if set."""
+    kl_samples: Literal["all", "disagreeing"] = "all"
+    """Samples that the distance counts for; disagreeing: those that main_reward ranks unlike the others."""
+    main_reward: str | None = None
+    """Key of the reward whose ranking is compared with the other rewards'; for kl_samples=disagreeing."""
     adv_clip_max: float = Field(default=5.0, gt=0)
     advantage_std: Literal["global", "group"] = "global"
     """Divide centred rewards by the std of the whole batch or of each group."""

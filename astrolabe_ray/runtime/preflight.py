@@ -9,8 +9,7 @@ from pathlib import Path
 
 import ray
 
-from astrolabe_ray.config.plan import Need, Plan
-from astrolabe_ray.config.schema import RunConfig
+from astrolabe_ray.config.plan import Need
 from astrolabe_ray.errors import ConfigError
 
 PACKAGES = ("astrolabe_ray", "actors", "learner", "reward_servers")
@@ -45,16 +44,6 @@ def require_one_checkout() -> Path:
             "Uninstall all but one copy (`pip uninstall astrolabe-ray`), or unset PYTHONPATH."
         )
     return parents[PACKAGES[0]]
-
-
-def object_store_need(config: RunConfig, plan: Plan) -> int:
-    """Bytes that must fit at the least: one group of whole videos per actor and the latents in flight."""
-    m, rollout = config.model, config.rollout
-    video_bytes = plan.num_frames * 3 * m.height * m.width
-    latent_values = 16 * plan.latent_shape[0] * plan.latent_shape[1] * plan.latent_shape[2]
-    latent_bytes = latent_values * (2 if m.dtype == "bfloat16" else 4)
-    in_flight = plan.max_groups_in_flight * rollout.group_size
-    return rollout.min_actors * rollout.group_size * video_bytes + in_flight * latent_bytes
 
 
 def cluster_room() -> tuple[Room, Room]:

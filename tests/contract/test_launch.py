@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from astrolabe_ray.config.loader import presets_in
 
 ROOT = Path(__file__).parents[2]
 TINY = "configs/nft_tiny.py:tiny_sprites"
@@ -119,7 +122,7 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(tmp_path: Path) -> None:
     done = run("train", "--config", str(ROOT / TINY), "--config.num_steps=7", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "tiny_sprites, seed 0, 7 steps" in done.stdout
-    assert "Nothing was started" in done.stdout
+    assert "Everything is there. Nothing was started." in done.stdout
     assert done.stdout.splitlines()[-1] == "LOADED"
 
 
@@ -130,10 +133,100 @@ def test_configs_show_prints_overrides_that_can_be_typed_back() -> None:
     assert "rollout.group_size = 16" in done.stdout.splitlines()
 
 
-def test_configs_list_names_every_preset() -> None:
-    """A preset that is not listed is not found."""
+def test_configs_list_names_every_preset_once() -> None:
+    """A preset that is not listed, or that is cut off in a pipe, is not found."""
     done = run("configs", "list")
-    assert [line.split()[0] for line in done.stdout.splitlines()[:-1]] == [TINY, f"{TINY}_two_ranks"]
+    files = sorted((ROOT / "configs").glob("*.py"))
+    expected = [name for file in files for name in presets_in(file)]
+    rows = [line.split() for line in done.stdout.splitlines()[:-1]]
+    assert [row[0] for row in rows if row[0] in expected] == expected
+    assert [row[0] for row in rows if row[0].endswith(".py")] == [f"configs/{file.name}" for file in files]
+    row = next(row for row in rows if row[0] == "longlive_video_multi_reward_16gpu")
+    assert row[1:7] == ["16", "longlive", "1", "video_hpsv3_local,", "1", "videoalign_mq_score"]
+    assert done.stdout.splitlines()[-1] == "LOADED"
+
+
+def test_configs_diff_prints_what_differs_and_nothing_else() -> None:
+    """A difference between two runs that is not shown is looked for in the wrong place."""
+    preset = "configs/nft_self_forcing.py:self_forcing_video_hpsv3"
+    done = run("configs", "diff", f"{preset}_16gpu", f"{preset}_24gpu")
+    assert done.stdout.splitlines()[:-1] == [
+        "name: self_forcing_video_hpsv3_16gpu -> self_forcing_video_hpsv3_24gpu",
+        "rollout.num_groups: 16 -> 48",
+        "rollout.group_size: 16 -> 24",
+        "rollout.batch_size: 2 -> 4",
+        "rollout.min_actors: 6 -> 9",
+        "rollout.max_actors: 6 -> 9",
+        "rewards.0.min_replicas: 4 -> 7",
+        "rewards.0.max_replicas: 4 -> 7",
+        "learner.num_ranks: 6 -> 8",
+    ]
+    assert run("configs", "diff", preset, preset).stdout.splitlines()[0] == "They do not differ."
+
+
+def test_configs_diff_marks_a_reward_that_one_side_lacks() -> None:
+    """A reward that only one preset has would be left out."""
+    presets = [f"configs/nft_longlive.py:longlive_video_{name}" for name in ("hpsv3", "multi_reward")]
+    done = run("configs", "diff", *presets)
+    assert "rewards.1.key: - -> videoalign_mq_score" in done.stdout.splitlines()
+
+
+def test_configs_schema_is_a_json_schema_with_the_meaning_of_each_option() -> None:
+    """Editors complete and check presets with it."""
+    done = run("configs", "schema")
+    schema = json.loads(done.stdout.rpartition("LOADED")[0])
+    nft_beta = schema["$defs"]["AlgorithmConfig"]["properties"]["nft_beta"]
+    assert nft_beta["exclusiveMinimum"] == 0
+    assert nft_beta["maximum"] == 1
+    assert nft_beta["description"].startswith("Mixing weight")
+    assert schema["required"] == ["name", "rewards"]
+
+
+FULL_SIZE = "configs/nft_longlive.py:longlive_video_hpsv3_with_lora_init"
+
+
+def test_a_dry_run_of_a_full_size_preset_works_without_its_files(tmp_path: Path) -> None:
+    """Who plans a cluster has neither GPUs nor checkpoints on the laptop."""
+    done = run("train", "--config", str(ROOT / FULL_SIZE), "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert "placement  node 1, 8 GPUs: 3 x learner rank, 3 x rollout actor, 2 x reward server" in done.stdout
+    assert any("KV cache 9.6" in line for line in lines)  # 3 x 12 frames x 1560 tokens x 184,320 bytes
+    assert any(line.startswith("fullest GPU") for line in lines)
+    missing = [line for line in lines if line.startswith("not here: ")]
+    for what in ("dataset/vidprom/train.txt", "dataset/vidprom/test.txt", "wan_models/Wan2.1-T2V-1.3B"):
+        assert any(what in line for line in missing), what
+    assert lines[-2:] == ["Nothing was started.", "LOADED"]
+
+
+def test_without_dry_run_everything_that_is_not_here_gets_a_line(tmp_path: Path) -> None:
+    """People would have to start once per missing file."""
+    done = run("train", "--config", str(ROOT / FULL_SIZE), "--config.rewards.0.key=nobody", cwd=tmp_path)
+    lines = errors_of(done)
+    assert len(lines) == 4
+    for what, line in zip(("nobody", "train.txt", "test.txt", "Wan2.1"), lines, strict=True):
+        assert what in line
+
+
+def test_keys_of_the_first_release_are_translated_aloud() -> None:
+    """A command line that people have would be refused, or change its meaning in silence."""
+    done = run(
+        "configs", "show", FULL_SIZE, "--config.beta=0.5", "--config.sample.num_image_per_prompt", "12"
+    )
+    assert {"algorithm.nft_beta = 0.5", "rollout.group_size = 12"} <= set(done.stdout.splitlines())
+    assert done.stderr.splitlines() == [
+        "note: beta=0.5 is taken for --config.algorithm.nft_beta=0.5",
+        "note: sample.num_image_per_prompt=12 is taken for --config.rollout.group_size=12",
+    ]
+
+
+def test_overrides_apply_after_shrinking() -> None:
+    """What someone types is what runs, also in a shrunk run."""
+    done = run("configs", "show", FULL_SIZE, "--shrink", "--config.rollout.group_size=6")
+    lines = done.stdout.splitlines()
+    assert "rollout.group_size = 6" in lines
+    assert "model.path = builtin:sprites" in lines
+    assert any(line.startswith("    shrunk  without the LoRA") for line in lines)
 
 
 def test_models_are_listed_before_anything_heavy_loads(tmp_path: Path) -> None:
@@ -154,6 +247,7 @@ def test_models_are_listed_before_anything_heavy_loads(tmp_path: Path) -> None:
         ["report", "--help"],
         ["models", "download", "--help"],
         ["models", "export-lora", "--help"],
+        ["configs", "diff", "--help"],
     ],
 )
 def test_every_command_explains_itself(command: list[str]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from ray import exceptions as rx
 
+from astrolabe_ray.config.memory import object_store_need
 from astrolabe_ray.config.plan import Need, make_plan
 from astrolabe_ray.config.schema import ClusterConfig, ModelConfig, RewardConfig, RolloutConfig, RunConfig
 from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure, WeightMismatch
@@ -27,7 +28,6 @@ from astrolabe_ray.runtime.preflight import (
     GIB,
     PACKAGES,
     Room,
-    object_store_need,
     require_one_checkout,
     require_room,
 )

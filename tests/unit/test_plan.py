@@ -96,6 +96,8 @@ def test_the_demo_fits_two_cores() -> None:
         (["rewards.1.min_replicas=2"], "Try --config.rewards.1.max_replicas=2."),
         (["rewards.0.key=image_quality"], "rewards names 'image_quality' 2 times"),
         (["rewards=()"], "rewards is empty"),
+        (["algorithm.main_reward=tiny_clip"], "has no effect with kl_samples=all"),
+        (["algorithm.kl_samples=disagreeing"], "Try --config.algorithm.main_reward=tiny_clip."),
         ([f"rewards.{index}.weight=0" for index in range(3)], "every reward has weight 0"),
     ],
 )

@@ -1,0 +1,186 @@
+"""What a run needs of memory, computed from its config: arithmetic only, so that a laptop can ask.
+
+Weights, adapters, optimizer and caches are exact; activations, decoding and reward servers are estimates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from astrolabe_ray.config.plan import PIXELS_PER_TOKEN, Plan
+from astrolabe_ray.config.schema import ModelConfig, RunConfig
+from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.models.wan.architecture import WAN_1_3B, WAN_14B, WanArchitecture
+
+GB = 10**9
+CUDA_BYTES = 0.7 * GB
+"""What a process takes of a GPU before it holds anything."""
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Numbers of parameters of a base model's parts."""
+
+    transformer: WanArchitecture
+    text_encoder: int
+    vae: int
+    vae_channels: int  # of the decoder's last stage, at full resolution
+
+
+def _full_size(transformer: WanArchitecture) -> ModelSizes:
+    """With the text encoder UMT5-XXL and the VAE that all models of the Wan 2.1 family share."""
+    return ModelSizes(transformer, text_encoder=5_680_910_336, vae=126_892_531, vae_channels=96)
+
+
+MODEL_SIZES = {
+    "self_forcing": _full_size(WAN_1_3B),
+    "causal_forcing": _full_size(WAN_1_3B),
+    "causal_forcing_framewise": _full_size(WAN_1_3B),
+    "longlive": _full_size(WAN_1_3B),
+    "krea14b": _full_size(WAN_14B),
+    "tiny_sprites": ModelSizes(
+        WanArchitecture(128, 4, 4, 512, 64, 64, 16), text_encoder=84_672, vae=668_043, vae_channels=8
+    ),
+}
+"""By model.base_model."""
+
+SCORER_BYTES = {
+    "video_hpsv3_local": {"weights": 16.6 * GB, "activations": 2.0 * GB},
+    "videoalign_vq_score": {"weights": 4.4 * GB, "activations": 1.5 * GB},
+    "videoalign_mq_score": {"weights": 4.4 * GB, "activations": 1.5 * GB},
+    "videoalign_ta_score": {"weights": 4.4 * GB, "activations": 1.5 * GB},
+    "tiny_clip": {"weights": 0.002 * GB},
+    "image_quality": {},
+    "motion_quality": {},
+}
+
+Parts = dict[str, float]
+"""Component -> bytes."""
+
+
+def sizes_of(model: ModelConfig) -> ModelSizes:
+    """Raises ConfigError for a base model that is not in the table."""
+    if model.base_model not in MODEL_SIZES:
+        raise ConfigError(
+            f"the sizes of model.base_model '{model.base_model}' are not known before it is loaded; "
+            f"known are {', '.join(MODEL_SIZES)}."
+        )
+    return MODEL_SIZES[model.base_model]
+
+
+def memory_by_role(config: RunConfig) -> dict[str, Parts]:
+    """Role, as in `Plan.needs` -> its parts in the memory of one GPU (or of the host, without GPUs).
+
+    Raises ConfigError for a base model of unknown size.
+    """
+    sizes = sizes_of(config.model)
+    found = {"learner rank": learner_rank(config, sizes), "rollout actor": rollout_actor(config, sizes)}
+    for reward in config.rewards:
+        parts = dict(SCORER_BYTES.get(reward.key, {"unknown": 0.0}))
+        found[f"reward server {reward.key}"] = _with_cuda(parts, reward.num_gpus)
+    return found
+
+
+def rollout_actor(config: RunConfig, sizes: ModelSizes) -> Parts:
+    """Sampling and decoding `rollout.batch_size` videos."""
+    m, batch, width = config.model, config.rollout.batch_size, _bytes_per_value(config.model)
+    a = sizes.transformer
+    chunk_tokens = batch * m.chunk_frames * _tokens(m)
+    pixels = m.height * m.width
+    parts: Parts = {
+        "base weights": width * transformer_params(a),
+        "base of the merged layers": width * block_linear_params(a),
+        "KV cache": kv_cache_bytes(m, a, batch),
+        "text keys and values": width * 2 * a.num_layers * a.text_len * a.dim,
+        "text encoder": width * sizes.text_encoder,
+        "VAE": width * sizes.vae,
+        "activations": width * chunk_tokens * (12 * a.dim + 2 * a.ffn_dim),
+        # two frames before each convolution, and six maps of the four frames under way
+        "decoding": width * batch * pixels * sizes.vae_channels * (2 * 13 + 4 * 6),
+    }
+    return _with_cuda(parts, config.rollout.num_gpus)
+
+
+def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
+    """A step on microbatches of `learner.micro_batch_size`."""
+    c, a, width = config.learner, sizes.transformer, _bytes_per_value(config.model)
+    lora = lora_params(a, config.lora.rank)
+    adapters = 2 if config.model.lora_init is None else 3  # default, old, and a reference of its own
+    share = {stage: c.num_ranks if c.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    tokens = c.micro_batch_size * train_frames(config) * _tokens(config.model)
+    block = tokens * ((10 * width + 40) * a.dim + (2 * width + 8) * a.ffn_dim)  # adapters compute in float32
+    kept = width * tokens * a.dim if c.gradient_checkpointing else block
+    parts: Parts = {
+        "base weights": width * transformer_params(a) / share[3],
+        "adapters": 4 * adapters * lora / share[3],
+        "Adam": (8 if c.zero_stage == 0 else 12) * lora / share[1],  # ZeRO updates a copy of its own
+        "gradients": 4 * lora / share[2],
+        "text encoder": width * sizes.text_encoder,
+        "kept activations": a.num_layers * kept,
+        "activations of a block": block,
+        "predictions": 8 * 4 * c.micro_batch_size * _latent_values(config.model, a),
+    }
+    return _with_cuda(parts, c.num_gpus)
+
+
+def transformer_params(a: WanArchitecture) -> int:
+    """All parameters of a `CausalWanModel`."""
+    d, patch = a.dim, a.patch[0] * a.patch[1] * a.patch[2]
+    embeddings = (a.in_channels * patch + 1) * d
+    embeddings += (a.text_dim + 1) * d + (d + 1) * d  # text
+    embeddings += (a.freq_dim + 1) * d + (d + 1) * d + (d + 1) * 6 * d  # time
+    norms = a.num_layers * (4 * d + 2 * d + 6 * d)  # queries and keys, before text, modulation
+    head = (d + 1) * a.out_channels * patch + 2 * d
+    return embeddings + block_linear_params(a) + norms + head
+
+
+def block_linear_params(a: WanArchitecture) -> int:
+    """Weights and biases of the linear layers that carry adapters."""
+    d, f = a.dim, a.ffn_dim
+    return a.num_layers * (8 * (d * d + d) + (d * f + f) + (f * d + d))
+
+
+def lora_params(a: WanArchitecture, rank: int) -> int:
+    """Parameters of one adapter: rank x (in + out) of each linear layer."""
+    return a.num_layers * rank * (8 * 2 * a.dim + 2 * (a.dim + a.ffn_dim))
+
+
+def kv_cache_bytes(model: ModelConfig, a: WanArchitecture, batch: int) -> int:
+    """Keys and values of the frames that the window holds, for `batch` videos."""
+    frames = min(model.num_latent_frames, model.window_frames or model.num_latent_frames)
+    return _bytes_per_value(model) * 2 * a.num_layers * batch * frames * _tokens(model) * a.dim
+
+
+def train_frames(config: RunConfig) -> int:
+    """Latent frames of one sample that a training forward computes: noisy ones and their clean context."""
+    m = config.model
+    return m.num_latent_frames + (
+        m.num_latent_frames - m.chunk_frames if config.algorithm.clean_context else 0
+    )
+
+
+def object_store_need(config: RunConfig, plan: Plan) -> int:
+    """Bytes that must fit at the least: one group of whole videos per actor and the latents in flight."""
+    m, rollout = config.model, config.rollout
+    video_bytes = plan.num_frames * 3 * m.height * m.width
+    latent_values = 16 * plan.latent_shape[0] * plan.latent_shape[1] * plan.latent_shape[2]
+    in_flight = plan.max_groups_in_flight * rollout.group_size
+    latent_bytes = in_flight * latent_values * _bytes_per_value(m)
+    return rollout.min_actors * rollout.group_size * video_bytes + latent_bytes
+
+
+def _bytes_per_value(model: ModelConfig) -> int:
+    return 2 if model.dtype == "bfloat16" else 4
+
+
+def _tokens(model: ModelConfig) -> int:
+    """Of one latent frame."""
+    return (model.height // PIXELS_PER_TOKEN) * (model.width // PIXELS_PER_TOKEN)
+
+
+def _latent_values(model: ModelConfig, a: WanArchitecture) -> int:
+    return a.out_channels * 4 * _tokens(model) * model.num_latent_frames
+
+
+def _with_cuda(parts: Parts, num_gpus: float) -> Parts:
+    return parts | {"CUDA": CUDA_BYTES} if num_gpus else parts

@@ -1,0 +1,181 @@
+"""Recipes of the published base models: what presets of DiffusionNFT on full-size videos share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from astrolabe_ray.config.base_models import BASE_MODELS
+from astrolabe_ray.config.gpu_split import COSTS_1_3B, COSTS_14B, GpuSplit, split_gpus
+from astrolabe_ray.config.plan import FRAMES_PER_LATENT_FRAME
+from astrolabe_ray.config.schema import (
+    AlgorithmConfig,
+    ClusterConfig,
+    DataConfig,
+    EvaluationConfig,
+    LearnerConfig,
+    LoraConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+)
+
+Rewards = dict[str, float]
+"""Reward key -> weight."""
+
+HPSV3: Rewards = {"video_hpsv3_local": 1.0}
+MQ: Rewards = {"videoalign_mq_score": 1.0}
+TA: Rewards = {"videoalign_ta_score": 1.0}
+MULTI: Rewards = HPSV3 | MQ
+
+CPUS_PER_PROCESS = 4
+LONGEST_WAIT_S = 7200
+"""For a step, a score or a sign of life: a step of these sizes takes tens of minutes on few GPUs."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a step samples on a number of GPUs."""
+
+    group_size: int
+    num_groups: int
+    batch_size: int  # rollouts of one prompt that an actor makes together
+
+
+SCALES_1_3B = {
+    1: Scale(8, 6, 1),
+    2: Scale(12, 8, 3),
+    4: Scale(24, 8, 3),
+    8: Scale(24, 16, 3),
+    16: Scale(16, 16, 2),
+    24: Scale(24, 48, 4),
+    48: Scale(24, 48, 4),
+}
+"""Up to 8 GPUs with 48 rollouts a GPU."""
+
+SCALES_14B = {
+    8: Scale(8, 8, 1),
+    16: Scale(16, 16, 1),
+    24: Scale(24, 24, 1),
+    48: Scale(16, 48, 1),
+}
+
+
+def wan(name: str, base_model: str, rewards: Rewards, *, num_gpus: int, **changes: Any) -> RunConfig:
+    """Align a 1.3B model; `changes` are those of `_full_size`."""
+    split = split_gpus(num_gpus, COSTS_1_3B, tuple(rewards))
+    return _full_size(name, base_model, rewards, SCALES_1_3B[num_gpus], split, zero_stage=2, **changes)
+
+
+def krea(name: str, rewards: Rewards, *, num_gpus: int, **changes: Any) -> RunConfig:
+    """Align the 14B model, whose weights are split over the learner ranks (ZeRO 3)."""
+    split = split_gpus(num_gpus, COSTS_14B, tuple(rewards))
+    return _full_size(name, "krea14b", rewards, SCALES_14B[num_gpus], split, zero_stage=3, **changes)
+
+
+def _full_size(
+    name: str,
+    base_model: str,
+    rewards: Rewards,
+    scale: Scale,
+    split: GpuSplit,
+    *,
+    zero_stage: Literal[2, 3],
+    lr: float = 1e-5,
+    kl_coef: float = 1e-4,
+    eval_every: int = 10,
+    num_frames: int = 81,
+    lora_init: bool = False,
+    main_reward: str | None = None,
+) -> RunConfig:
+    """Values of the Astrolabe release wherever they mean something here.
+
+    `num_frames` of pixels are rounded down to whole latent frames; `lora_init` starts from the LoRA that
+    the base model's publishers sample it with; with `main_reward` the KL penalty is for samples that the
+    rewards disagree on.
+
+    The release's batch per GPU is `rollout.batch_size` here, its batches per epoch follow from
+    `rollout.num_groups`, which counts distinct prompts, and its guidance, noise level, solver and timestep
+    fraction do nothing for distilled models. Different by intention: rollouts may be one policy old, so
+    that the stages overlap (`rollout.max_policy_age=0` takes turns), and an evaluation is 2 videos of 240
+    prompts at every scale, so that runs of different scale compare.
+    """
+    model = BASE_MODELS[base_model]
+    return RunConfig(
+        name=name,
+        seed=42,
+        num_steps=100_000,
+        model=model.model_config(
+            num_latent_frames=(num_frames - 1) // FRAMES_PER_LATENT_FRAME + 1,
+            lora_init=model.lora if lora_init else None,
+        ),
+        lora=LoraConfig(rank=256, alpha=256),
+        data=DataConfig(
+            train_prompts="dataset/vidprom/train.txt", heldout_prompts="dataset/vidprom/test.txt"
+        ),
+        rollout=_rollout(scale, split),
+        rewards=_rewards(rewards, split),
+        algorithm=_algorithm(kl_coef, main_reward),
+        learner=_learner(split, zero_stage, lr),
+        evaluation=EvaluationConfig(num_prompts=240, rollouts_per_prompt=2, every_steps=eval_every),
+        cluster=ClusterConfig(placement_timeout_s=600, stall_timeout_s=LONGEST_WAIT_S),
+    )
+
+
+def _rollout(scale: Scale, split: GpuSplit) -> RolloutConfig:
+    return RolloutConfig(
+        num_groups=scale.num_groups,
+        group_size=scale.group_size,
+        batch_size=scale.batch_size,
+        min_actors=split.num_actors,
+        max_actors=split.num_actors,
+        max_policy_age=1,
+        num_cpus=CPUS_PER_PROCESS,
+        num_gpus=split.gpus_per_actor,
+        request_timeout_s=LONGEST_WAIT_S,
+    )
+
+
+def _rewards(rewards: Rewards, split: GpuSplit) -> tuple[RewardConfig, ...]:
+    return tuple(
+        RewardConfig(
+            key=key,
+            weight=weight,
+            min_replicas=share.num_replicas,
+            max_replicas=share.num_replicas,
+            num_cpus=CPUS_PER_PROCESS * share.num_gpus,
+            num_gpus=share.num_gpus,
+            max_batch_size=4,
+            request_timeout_s=LONGEST_WAIT_S,
+        )
+        for (key, weight), share in zip(rewards.items(), split.servers, strict=True)
+    )
+
+
+def _algorithm(kl_coef: float, main_reward: str | None) -> AlgorithmConfig:
+    return AlgorithmConfig(
+        nft_beta=0.1,
+        kl_coef=kl_coef,
+        kl_samples="all" if main_reward is None else "disagreeing",
+        main_reward=main_reward,
+        adv_clip_max=5.0,
+        advantage_std="global",
+        old_policy_decay="linear",
+        ema_decay=0.9,
+    )
+
+
+def _learner(split: GpuSplit, zero_stage: Literal[2, 3], lr: float) -> LearnerConfig:
+    return LearnerConfig(
+        num_ranks=split.num_ranks,
+        zero_stage=zero_stage,
+        micro_batch_size=1,
+        lr=lr,
+        adam_betas=(0.9, 0.999),
+        weight_decay=1e-4,
+        max_grad_norm=1.0,
+        gradient_checkpointing=True,
+        num_cpus=CPUS_PER_PROCESS,
+        num_gpus=split.gpus_per_rank,
+        step_timeout_s=LONGEST_WAIT_S,
+    )

@@ -1,0 +1,159 @@
+"""Override keys of the first Astrolabe release, taken for what they are called here."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+
+from astrolabe_ray.config.overrides import PREFIX
+from astrolabe_ray.config.plan import FRAMES_PER_LATENT_FRAME
+from astrolabe_ray.errors import ConfigError
+
+Translation = Callable[[str], list[str]]
+"""The text of a value -> overrides `KEY=VALUE`. Raises ValueError for a text that it can't read."""
+
+
+def _named(key: str) -> Translation:
+    return lambda text: [f"{key}={text}"]
+
+
+def _chosen(key: str, values: dict[str, str]) -> Translation:
+    """For options whose values have other names here."""
+
+    def translate(text: str) -> list[str]:
+        word = text.strip().lower()
+        if word not in values:
+            raise ValueError(f"must be one of {', '.join(values)}")
+        return [f"{key}={values[word]}"]
+
+    return translate
+
+
+def _latent_frames(text: str) -> list[str]:
+    return [f"model.num_latent_frames={(int(text) - 1) // FRAMES_PER_LATENT_FRAME + 1}"]
+
+
+def _window(text: str) -> list[str]:
+    return [f"model.window_frames={'none' if int(text) == -1 else int(text)}"]
+
+
+def _steps(text: str) -> list[str]:
+    steps = ast.literal_eval(text)
+    return [f"model.denoising_steps={','.join(str(step) for step in steps)}"]
+
+
+def _prompts(text: str) -> list[str]:
+    folder = text.rstrip("/")
+    return [f"data.train_prompts={folder}/train.txt", f"data.heldout_prompts={folder}/test.txt"]
+
+
+def _both_betas(text: str) -> list[str]:
+    raise ValueError(f"write both: {PREFIX}learner.adam_betas=BETA1,BETA2")
+
+
+OLD_KEYS: dict[str, Translation] = {
+    "run_name": _named("name"),
+    "num_epochs": _named("num_steps"),
+    "beta": _named("algorithm.nft_beta"),
+    "decay_type": _chosen("algorithm.old_policy_decay", {"0": "none", "1": "linear", "2": "delayed"}),
+    "use_select_kl": _chosen("algorithm.kl_samples", {"true": "disagreeing", "false": "all"}),
+    "main_reward": _named("algorithm.main_reward"),
+    "save_freq": _named("checkpoint.every_steps"),
+    "save_dir": _named("logging.log_dir"),
+    "resume_from": _named("checkpoint.resume"),
+    "eval_freq": _named("evaluation.every_steps"),
+    "dataset": _prompts,
+    "num_frames": _latent_frames,
+    "height": _named("model.height"),
+    "width": _named("model.width"),
+    "checkpoint_path": _named("model.checkpoint"),
+    "longlive_lora_init": _named("model.lora_init"),
+    "num_frame_per_block": _named("model.chunk_frames"),
+    "denoising_step_list": _steps,
+    "context_noise": _named("model.context_timestep"),
+    "mixed_precision": _chosen("model.dtype", {"bf16": "bfloat16", "no": "float32"}),
+    "model_kwargs.timestep_shift": _named("model.timestep_shift"),
+    "model_kwargs.local_attn_size": _window,
+    "model_kwargs.sink_size": _named("model.sink_frames"),
+    "sample.num_image_per_prompt": _named("rollout.group_size"),
+    "sample.train_batch_size": _named("rollout.batch_size"),
+    "sample.num_groups": _named("rollout.num_groups"),
+    "sample.global_std": _chosen("algorithm.advantage_std", {"true": "global", "false": "group"}),
+    "train.beta": _named("algorithm.kl_coef"),
+    "train.learning_rate": _named("learner.lr"),
+    "train.batch_size": _named("learner.micro_batch_size"),
+    "train.adam_beta1": _both_betas,
+    "train.adam_beta2": _both_betas,
+    "train.adam_epsilon": _named("learner.adam_eps"),
+    "train.adam_weight_decay": _named("learner.weight_decay"),
+    "train.max_grad_norm": _named("learner.max_grad_norm"),
+    "train.adv_clip_max": _named("algorithm.adv_clip_max"),
+    "train.ema": _chosen("algorithm.ema_decay", {"true": "0.9", "false": "0"}),
+    "train.gradient_checkpointing": _named("learner.gradient_checkpointing"),
+}
+"""Old key -> what it becomes."""
+
+OLD_REWARD_PREFIX = "reward_fn."
+
+_UNREAD = "nothing in that release read it"
+_SPLIT = "it follows from rollout.num_groups, rollout.group_size and the number of ranks"
+_WINDOW = "that release had no code for windows of long videos"
+DEAD_KEYS: dict[str, str] = {
+    "guidance_scale": "distilled models sample without guidance",
+    "noise_level": "sampling adds the noise of its schedule and no other",
+    "solver": "the few-step schedule is its own solver",
+    "deterministic": "every rollout owns its seed",
+    "sample.num_steps": "the number of steps is the length of model.denoising_steps",
+    "eval_num_steps": "evaluation samples as training does",
+    "timestep_fraction": "algorithm.timesteps_per_sample says how many timesteps a sample trains on",
+    "adv_mode": _UNREAD,
+    "causal": "every model here is causal",
+    "independent_first_frame": _UNREAD,
+    "resolution": "model.height and model.width say it",
+    "use_lora": "only adapters are trained",
+    "lora_path": "model.lora_init names a LoRA to start from",
+    "eval_num_frames": "evaluation makes videos of model.num_latent_frames",
+    "config_path": _UNREAD,
+    "num_batches_per_epoch": _SPLIT,
+    "gradient_accumulation_steps": _SPLIT,
+    "gradient_step_per_epoch": "a step of the optimizer is a step of the run",
+    "num_inner_epochs": "a batch is trained on once",
+    "allow_tf32": "the base is frozen in model.dtype",
+    "test_batch_size": "evaluation uses rollout.batch_size",
+    "warp_denoising_step": "the schedule is always warped, by model.timestep_shift",
+}
+"""Last part of an old key (or all of it) -> why it does nothing here."""
+
+
+def translated(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`overrides` with old keys replaced, and a note for each one: what it was taken for.
+
+    Keys of this schema pass unchanged. Raises ConfigError for an old key that does nothing, and for a
+    value that can't be read.
+    """
+    found: list[str] = []
+    notes: list[str] = []
+    for override in overrides:
+        key, equals, text = override.removeprefix(PREFIX).partition("=")
+        new = _translated(key, text) if equals else None
+        found += [override] if new is None else new
+        if new is not None:
+            notes.append(f"{key}={text} is taken for {' '.join(PREFIX + line for line in new)}")
+    return found, notes
+
+
+def _translated(key: str, text: str) -> list[str] | None:
+    """None for a key that is no old one."""
+    if key.startswith(OLD_REWARD_PREFIX):
+        return [f"rewards.{key.removeprefix(OLD_REWARD_PREFIX)}.weight={text}"]
+    if key.startswith("streaming."):
+        raise ConfigError(f"'{key}' does nothing: {_WINDOW}. Leave it out.")
+    reason = DEAD_KEYS.get(key) or DEAD_KEYS.get(key.removeprefix("sample.").removeprefix("train."))
+    if reason is not None:
+        raise ConfigError(f"'{key}' does nothing: {reason}. Leave it out.")
+    if key not in OLD_KEYS:
+        return None
+    try:
+        return OLD_KEYS[key](text)
+    except (ValueError, SyntaxError, TypeError) as problem:
+        raise ConfigError(f"'{key}={text}' can't be taken for an option here: {problem}") from None

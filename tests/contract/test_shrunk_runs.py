@@ -1,0 +1,106 @@
+"""Every preset, shrunk, through the code of a real run: the three roles in one process, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from actors.local_pool import LocalRolloutPool
+from astrolabe_ray.config.loader import load, presets_in
+from astrolabe_ray.config.overrides import apply_overrides
+from astrolabe_ray.config.schema import RunConfig
+from astrolabe_ray.config.shrink import shrink
+from astrolabe_ray.controller import RunOutcome
+from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.report.gallery import LocalGallery
+from astrolabe_ray.report.run_dir import RunDir
+from astrolabe_ray.run import Roles, run_training
+from astrolabe_ray.runtime.local_store import LocalBlobStore
+from astrolabe_ray.types import Evaluation, Span
+from learner.checkpoint import what_is_wrong
+from learner.learner_worker import LearnerSpec
+from learner.local import LocalLearner
+from reward_servers.local_pool import LocalRewardPool
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PRESETS = [f"{file.name}:{name}" for file in sorted(CONFIGS.glob("*.py")) for name in presets_in(file)]
+ONE_OF_EACH_FILE = [
+    "nft_casual_forcing.py:casual_forcing_framewise_video_hpsv3",
+    "nft_krea14b.py:krea14b_video_hpsv3",
+    "nft_longlive.py:longlive_video_multi_reward_with_lora_init",
+    "nft_self_forcing.py:self_forcing_video_hpsv3_1gpu",
+]
+OVERRIDES = ["num_steps=2", "learner.num_ranks=1", "evaluation.every_steps=0", "checkpoint.every_steps=2"]
+
+
+class Notes:
+    """A RunObserver that remembers the steps."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def phase(self, name: str, total: int) -> None: ...
+
+    def advance(self, count: int = 1) -> None: ...
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        self.steps.append(dict(metrics))
+
+    def evaluated(self, evaluation: Evaluation) -> None: ...
+
+    def span(self, span: Span) -> None: ...
+
+
+def shrunk(spec: str) -> RunConfig:
+    return apply_overrides(shrink(load(f"{CONFIGS / spec}"))[0], OVERRIDES)
+
+
+def carry_out(config: RunConfig, folder: Path) -> tuple[RunOutcome, Notes, RunDir]:
+    run_dir, notes, blobs = RunDir.create(str(folder), "tiny", config.name), Notes(), LocalBlobStore()
+    roles = Roles(
+        rollouts=LocalRolloutPool(config),
+        rewards=LocalRewardPool(config.rewards),
+        learner=LocalLearner(LearnerSpec.of(config), blobs),
+        gallery=LocalGallery(blobs),
+    )
+
+    async def run() -> RunOutcome:
+        return await run_training(config, roles, run_dir, notes, asyncio.Event())
+
+    return asyncio.run(run()), notes, run_dir
+
+
+def check(spec: str, folder: Path) -> None:
+    config = shrunk(spec)
+    outcome, notes, run_dir = carry_out(config, folder)
+    assert len(notes.steps) == 2
+    assert all(math.isfinite(step["loss"]) and step["grad_norm"] > 0 for step in notes.steps)
+    assert [e.phase for e in outcome.evaluations] == ["before", "after"]
+    assert {key for record in outcome.evaluations[0].records for key in record.scores} == {
+        reward.key for reward in config.rewards
+    }
+    assert what_is_wrong(run_dir.checkpoints / "checkpoint-2") is None
+
+
+@pytest.mark.parametrize("spec", ONE_OF_EACH_FILE)
+def test_a_preset_of_each_file_trains_two_shrunk_steps(spec: str, tmp_path: Path) -> None:
+    """A preset whose options contradict what a role can do would fail on a cluster, after its queue."""
+    check(spec, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [spec for spec in PRESETS if "gardo" not in spec])
+def test_every_preset_trains_two_shrunk_steps(spec: str, tmp_path: Path) -> None:
+    """The same, for the presets that nobody runs every day."""
+    check(spec, tmp_path)
+
+
+@pytest.mark.parametrize("spec", [spec for spec in PRESETS if "gardo" in spec])
+def test_a_preset_that_the_learner_has_no_algorithm_for_is_refused(spec: str) -> None:
+    """It would train with the KL of all samples, under the name of another method."""
+    with pytest.raises(ConfigError, match="kl_samples"):
+        LearnerSpec.of(shrunk(spec))

@@ -1,0 +1,165 @@
+"""What a run needs of memory, compared with the model itself and with numbers computed by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from safetensors import safe_open
+from transformers import UMT5Config, UMT5EncoderModel
+
+from astrolabe_ray.config.base_models import BASE_MODELS
+from astrolabe_ray.config.loader import load
+from astrolabe_ray.config.memory import (
+    GB,
+    MODEL_SIZES,
+    block_linear_params,
+    kv_cache_bytes,
+    learner_rank,
+    lora_params,
+    memory_by_role,
+    rollout_actor,
+    train_frames,
+    transformer_params,
+)
+from astrolabe_ray.config.schema import RunConfig
+from astrolabe_ray.models.lora import block_linears
+from astrolabe_ray.models.wan.architecture import WAN_1_3B, WAN_14B, WanArchitecture
+from astrolabe_ray.models.wan.context import ContextRule
+from astrolabe_ray.models.wan.kv_cache import KVCache
+from astrolabe_ray.models.wan.transformer import CausalWanModel
+
+ROOT = Path(__file__).parents[2]
+SPRITES = MODEL_SIZES["tiny_sprites"].transformer
+WEIGHTS = ROOT / "astrolabe_ray" / "data" / "sprites" / "weights"
+
+
+def preset(name: str, *overrides: str) -> RunConfig:
+    return load(f"{ROOT / 'configs'}/nft_{name.split('_')[0]}.py:{name}", overrides)
+
+
+@pytest.mark.parametrize("architecture", [WAN_1_3B, WAN_14B, SPRITES], ids=["1.3B", "14B", "sprites"])
+def test_parameters_are_those_of_the_model(architecture: WanArchitecture) -> None:
+    """A layer left out of the sum makes a run that does not fit look as if it did."""
+    with torch.device("meta"):
+        model = CausalWanModel(architecture)
+    linears = block_linears(model).values()
+    assert transformer_params(architecture) == sum(p.numel() for p in model.parameters())
+    assert block_linear_params(architecture) == sum(p.numel() for m in linears for p in m.parameters())
+    by_layer = sum(16 * (m.in_features + m.out_features) for m in linears)
+    assert lora_params(architecture, 16) == by_layer
+
+
+def test_adapters_of_rank_256_have_the_published_sizes() -> None:
+    """300 and 400 linear layers; a layer without an adapter would be missed by both sums above."""
+    assert lora_params(WAN_1_3B, 256) == 349_962_240
+    assert lora_params(WAN_14B, 256) == 1_226_833_920
+
+
+def test_text_encoder_and_vae_are_those_of_the_libraries() -> None:
+    """The text encoder is four times as large as the 1.3B model: a slip there hides everything else."""
+    with torch.device("meta"):
+        text = UMT5EncoderModel(
+            UMT5Config(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
+        )
+        vae = AutoencoderKLWan()
+    full = MODEL_SIZES["longlive"]
+    assert full.text_encoder == sum(p.numel() for p in text.parameters())
+    assert full.vae == sum(p.numel() for p in vae.parameters())
+
+
+@pytest.mark.parametrize(("part", "expected"), [("text_encoder", "text_encoder"), ("vae", "vae")])
+def test_the_embedded_parts_are_those_of_their_files(part: str, expected: str) -> None:
+    """New weights of another size would leave the table behind."""
+    (file,) = (WEIGHTS / part).glob("*.safetensors")
+    with safe_open(file, "pt") as tensors:
+        found = sum(tensors.get_tensor(key).numel() for key in tensors.keys())  # noqa: SIM118
+    assert found == getattr(MODEL_SIZES["tiny_sprites"], expected)
+
+
+@pytest.mark.parametrize("name", sorted(BASE_MODELS))
+def test_the_kv_cache_is_as_large_as_the_one_that_is_allocated(name: str) -> None:
+    """The largest part of a long rollout; a window that is forgotten doubles it."""
+    m, a = BASE_MODELS[name].model_config(), MODEL_SIZES[name].transformer
+    cache = KVCache(
+        a,
+        ContextRule(m.chunk_frames, m.window_frames, m.sink_frames, m.rope),
+        batch=3,
+        num_frames=m.num_latent_frames,
+        grid=a.grid(m.height // 8, m.width // 8),
+        dtype=getattr(torch, m.dtype),
+        device=torch.device("meta"),
+    )
+    assert kv_cache_bytes(m, a, batch=3) == cache.num_bytes
+
+
+def test_kv_caches_have_the_sizes_computed_by_hand() -> None:
+    """184,320 and 819,200 bytes a token, 1,560 tokens a latent frame."""
+    found = {
+        name: kv_cache_bytes(BASE_MODELS[name].model_config(), MODEL_SIZES[name].transformer, batch=1)
+        for name in ("self_forcing", "longlive", "krea14b")
+    }
+    assert found == {
+        "self_forcing": 184_320 * 1560 * 21,
+        "longlive": 184_320 * 1560 * 12,
+        "krea14b": 819_200 * 1560 * 21,
+    }
+
+
+def test_a_rollout_actor_holds_what_a_hand_count_says() -> None:
+    """Sampling keeps the base of the merged layers beside the merged ones."""
+    parts = rollout_actor(preset("longlive_video_hpsv3"), MODEL_SIZES["longlive"])
+    assert parts["base weights"] == 2 * 1_418_996_800
+    assert parts["base of the merged layers"] == 2 * 1_392_668_160
+    assert parts["KV cache"] == 3 * 184_320 * 1560 * 12  # rollout.batch_size is 3
+    assert parts["text keys and values"] == 184_320 * 512
+    assert parts["text encoder"] == pytest.approx(11.36 * GB, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("stage", "base", "adapters", "adam", "gradients"),
+    [(0, 1, 1, 8, 1), (1, 1, 1, 12 / 4, 1), (2, 1, 1, 12 / 4, 1 / 4), (3, 1 / 4, 1 / 4, 12 / 4, 1 / 4)],
+)
+def test_a_learner_rank_holds_its_share_at_each_zero_stage(
+    stage: int, base: float, adapters: float, adam: float, gradients: float
+) -> None:
+    """A stage that splits nothing, or splits too much, is off by the number of ranks."""
+    config = preset("longlive_video_hpsv3", f"learner.zero_stage={stage}", "learner.num_ranks=4")
+    parts = learner_rank(config, MODEL_SIZES["longlive"])
+    lora = 349_962_240
+    assert parts["base weights"] == 2 * 1_418_996_800 * base
+    assert parts["adapters"] == 4 * 2 * lora * adapters
+    assert parts["Adam"] == lora * adam
+    assert parts["gradients"] == 4 * lora * gradients
+
+
+def test_training_keeps_one_map_a_block_for_noisy_and_clean_frames() -> None:
+    """21 noisy frames and the 18 clean ones before the last chunk, 1,560 tokens of 1,536 numbers each."""
+    config = preset("longlive_video_hpsv3")
+    assert train_frames(config) == 39
+    parts = learner_rank(config, MODEL_SIZES["longlive"])
+    assert parts["kept activations"] == 30 * 39 * 1560 * 1536 * 2
+    noisy = preset("longlive_video_hpsv3", "algorithm.clean_context=false")
+    assert train_frames(noisy) == 21
+
+
+def test_a_start_from_a_lora_keeps_a_third_adapter() -> None:
+    """Its reference policy is not the bare base."""
+    sizes = MODEL_SIZES["longlive"]
+    plain, warm = (
+        learner_rank(preset(f"longlive_video_hpsv3{suffix}"), sizes) for suffix in ("", "_with_lora_init")
+    )
+    assert warm["adapters"] == 1.5 * plain["adapters"]
+
+
+def test_every_role_of_a_plan_has_its_memory() -> None:
+    """A role left out would be missing from the sum of a GPU."""
+    config = preset("longlive_video_multi_reward")
+    assert list(memory_by_role(config)) == [
+        "learner rank",
+        "rollout actor",
+        "reward server video_hpsv3_local",
+        "reward server videoalign_mq_score",
+    ]
