@@ -38,14 +38,15 @@ class VideoPlan:
         """Equal for videos that can be made in one batch: the prompts may differ."""
         return self.num_chunks, tuple((scene.start_chunk, scene.is_cut) for scene in self.scenes)
 
-    def first_frame(self, chunk: int, chunk_frames: int) -> int:
+    def first_frame(self, chunk: int, chunk_frames: int, num_given: int = 0) -> int:
         """Number of the first frame of a chunk (or, for `num_chunks`, the number of frames).
 
         The first latent frame after the start and after each cut decodes to one frame, others to four.
+        `num_given`: latent frames before the first chunk.
         """
-        starts = 1 + sum(scene.is_cut for scene in self.scenes if 0 < scene.start_chunk < chunk)
-        latent_frames = chunk * chunk_frames
-        return FRAMES_PER_LATENT_FRAME * latent_frames - 3 * starts if chunk else 0
+        starts = 1 + sum(scene.is_cut for scene in self.scenes if scene.start_chunk < chunk)
+        latent_frames = num_given + chunk * chunk_frames
+        return FRAMES_PER_LATENT_FRAME * latent_frames - 3 * starts if latent_frames else 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class VideoModelSpec:
     is_stream: bool = False  # the mp4 is playable while it grows
     with_sheets: bool = True  # draw a contact sheet of each video
     views: tuple[FrameSpec, ...] = ()  # views of each video for its scorers
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a chunk is decoded beside the denoising of the next one: on a GPU that has room for both."""
+        return self.device == "cuda" and not self.low_memory
 
 
 @dataclass(frozen=True)
