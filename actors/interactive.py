@@ -1,8 +1,8 @@
 """Videos that grow chunk by chunk, that can be watched at once, and told what comes next.
 
-    session = VideoSession(models, ["a small red circle moves left on a black background"], [7], num_chunks=30)
-    for frames in session:                   # uint8 [B, F, 3, H, W], as soon as each chunk is ready
-        if it_is_time_for_something_else:
+    session = VideoSession(models, ["a small red circle moves left on a black background"], [7], num_chunks=9)
+    for number, frames in enumerate(session):        # uint8 [B, F, 3, H, W], as soon as each chunk is ready
+        if number == 4:
             session.say("a large blue star rotates in place on a white background")
 
 Memory does not grow with the length, as long as the model's window is bounded.

@@ -5,6 +5,8 @@ Legend: F frames, H height, W width.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import cv2
 import numpy as np
 
@@ -32,7 +34,7 @@ class SceneSheet:
         edges.append(plan.first_frame(plan.num_chunks, chunk_frames, num_given))
         self._rows = [
             np.linspace(first, last - 1, NUM_COLUMNS).round().astype(int).tolist()
-            for first, last in zip(edges[:-1], edges[1:], strict=True)
+            for first, last in pairwise(edges)
         ]
         self._has_given = num_given > 0
         self._wanted = {frame for row in self._rows for frame in row}

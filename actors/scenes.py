@@ -43,7 +43,12 @@ def parse_scenes(text: str) -> list[Scene]:
 
 
 def plan_scenes(
-    scenes: Sequence[Scene], *, fps: int, chunk_frames: int, default_chunks: int, num_chunks: int | None = None
+    scenes: Sequence[Scene],
+    *,
+    fps: int,
+    chunk_frames: int,
+    default_chunks: int,
+    num_chunks: int | None = None,
 ) -> VideoPlan:
     """When each scene starts, in whole chunks of `chunk_frames` latent frames.
 
@@ -104,7 +109,9 @@ def _parse_scene(text: str, start: int, end: int) -> Scene:
         position = closed + 1
     prompt = " ".join((words + text[position:end]).split())
     if not prompt:
-        raise _error(text, max(0, min(start, len(text) - 1)), "this scene has no text", "describe what it shows")
+        raise _error(
+            text, max(0, min(start, len(text) - 1)), "this scene has no text", "describe what it shows"
+        )
     return Scene(prompt, seconds, is_cut)
 
 

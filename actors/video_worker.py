@@ -109,9 +109,7 @@ class _Output:
             )
         self.sheet: SceneSheet | None = None
         if spec.with_sheets:
-            self.sheet = SceneSheet(
-                task.plan, chunk_frames=m.chunk_frames, fps=m.fps, num_given=num_given
-            )
+            self.sheet = SceneSheet(task.plan, chunk_frames=m.chunk_frames, fps=m.fps, num_given=num_given)
         self._kept: list[np.ndarray] = []  # for the views
 
     def add(self, video: np.ndarray) -> bytes:
