@@ -13,6 +13,7 @@ import numpy as np
 from astrolabe_ray.video_tasks import VideoPlan
 
 NUM_COLUMNS = 10
+NUM_DENSE = 4  # a quarter of a second apart
 CELL_WIDTH = 96  # pixels at least; larger frames are made smaller
 GAP, TITLE_HEIGHT, TIME_HEIGHT, MARK_WIDTH = 6, 22, 16, 8
 PAPER, INK = 255, 40  # gray levels
@@ -32,10 +33,7 @@ class SceneSheet:
         edges = [plan.first_frame(scene.start_chunk, chunk_frames, num_given) for scene in plan.scenes]
         edges = [0, *edges] if num_given else edges
         edges.append(plan.first_frame(plan.num_chunks, chunk_frames, num_given))
-        self._rows = [
-            np.linspace(first, last - 1, NUM_COLUMNS).round().astype(int).tolist()
-            for first, last in pairwise(edges)
-        ]
+        self._rows = [_shown(first, last - 1, fps) for first, last in pairwise(edges)]
         self._has_given = num_given > 0
         self._wanted = {frame for row in self._rows for frame in row}
         self._cells: dict[int, np.ndarray] = {}
@@ -74,6 +72,15 @@ class SceneSheet:
         bar = _blank(len(body), MARK_WIDTH + GAP)
         bar[GAP:, :MARK_WIDTH] = mark
         return np.concatenate([bar, body], axis=1)
+
+
+def _shown(first: int, last: int, fps: int) -> list[int]:
+    """Frames of a row: NUM_DENSE at its beginning, where the transition is, the others evenly spaced."""
+    dense = [first + number * fps // 4 for number in range(NUM_DENSE)]
+    if last - first < NUM_COLUMNS * fps // 4:
+        return np.linspace(first, last, NUM_COLUMNS).round().astype(int).tolist()
+    rest = np.linspace(dense[-1], last, NUM_COLUMNS - NUM_DENSE + 1)[1:]
+    return dense + rest.round().astype(int).tolist()
 
 
 def _cell(frame_HWC: np.ndarray) -> np.ndarray:

@@ -82,7 +82,7 @@ class VideoModelSpec:
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether a chunk is decoded beside the denoising of the next one: on a GPU that has room for both."""
+        """Whether a chunk is decoded beside the denoising of the next one: on a GPU with room for both."""
         return self.device == "cuda" and not self.low_memory
 
 

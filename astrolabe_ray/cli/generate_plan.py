@@ -126,8 +126,8 @@ def check_sampling(model: ModelConfig) -> None:
     steps = model.denoising_steps
     if not steps or list(steps) != sorted(set(steps), reverse=True) or not 0 < steps[-1] <= steps[0] <= 1000:
         raise ConfigError(
-            f"--denoising-steps {','.join(map(str, steps))} must fall from at most 1000 to above 0, each only "
-            "once, for example 1000,750,500,250"
+            f"--denoising-steps {','.join(map(str, steps))} must fall from at most 1000 to above 0, each "
+            "only once, for example 1000,750,500,250"
         )
 
 
