@@ -55,6 +55,8 @@ def plan_lines(
         "folder": str(folder.path),
     }
     lines = [f"{name:>10}  {text}" for name, text in rows.items()]
+    if options.num_frames not in (None, num_frames):
+        lines.append(f"      note  not {options.num_frames} frames: the nearest whole number of chunks")
     if m.window_frames is None and longest.num_chunks * m.chunk_frames > m.num_latent_frames:
         lines.append("      note  every chunk sees all earlier ones, so memory grows; see --window-frames")
     if todo and len(todo[0].plan.scenes) > 1:

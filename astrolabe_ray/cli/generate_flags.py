@@ -33,7 +33,8 @@ WHAT, MODEL, LENGTH, SAMPLING, OUTPUT, WORK = (
 
 
 def _flag(panel: str, text: str, *names: str, default: str | None = None, **more: Any) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=default or False, **more)
+    said = text if default is None else f"{text} Default: {default}."
+    return typer.Option(*names, help=said, rich_help_panel=panel, show_default=False, **more)
 
 
 Prompt = Annotated[str | None, _flag(WHAT, "Text of one video; may have several scenes.")]
