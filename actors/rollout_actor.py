@@ -22,7 +22,7 @@ from astrolabe_ray.algorithms.flow_matching import warped_timesteps
 from astrolabe_ray.config.schema import LoraConfig, ModelConfig, RunConfig
 from astrolabe_ray.data.frames import derive_view
 from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure
-from astrolabe_ray.models.registry import load_transformer, resolve
+from astrolabe_ray.models.registry import files_of, load_transformer
 from astrolabe_ray.models.text_encoder import TextEncoder
 from astrolabe_ray.models.vae import VideoVAE
 from astrolabe_ray.models.wan.context import ContextRule
@@ -69,7 +69,7 @@ class RolloutActor:
             torch.set_num_threads(self.spec.num_threads)
         m, device = self.spec.model, torch.device(self.spec.device)
         dtype = getattr(torch, m.dtype)
-        files = resolve(m.path)
+        files = files_of(m)
         self._model = load_transformer(files, dtype, device)
         self._vae = VideoVAE.load(files.vae, device, dtype)
         text_len = self._model.architecture.text_len

@@ -22,7 +22,7 @@ from astrolabe_ray.data.group_sampler import rollout_seed
 from astrolabe_ray.data.sprites.captions import SpriteCaption, heldout_captions
 from astrolabe_ray.data.sprites.contact_sheet import contact_sheet, write_png
 from astrolabe_ray.data.sprites.render import render
-from astrolabe_ray.models.registry import load_transformer, resolve
+from astrolabe_ray.models.registry import files_of, load_transformer
 from astrolabe_ray.models.text_encoder import TextEncoder
 from astrolabe_ray.models.vae import VideoVAE
 from astrolabe_ray.models.wan.context import ContextRule
@@ -32,7 +32,7 @@ PICTURE = Path(__file__).parent / "images" / "sprites_contact_sheet.png"
 
 def sampled_videos(model: ModelConfig, prompts: Sequence[str], seed: int) -> np.ndarray:
     """One video per prompt, uint8 [N, F, 3, H, W]: what a rollout actor makes before any training."""
-    files = resolve(model.path)
+    files = files_of(model)
     transformer = load_transformer(files, torch.float32, "cpu")
     vae = VideoVAE.load(files.vae, "cpu", torch.float32)
     text_len = transformer.architecture.text_len

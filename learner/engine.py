@@ -148,19 +148,21 @@ class Engine:
 
     @contextmanager
     def using(self, policy: Literal["old", "reference"]) -> Iterator[None]:
-        """Inside, `model` is the behaviour policy or the base without adapters; only for forwards without
-        gradients, and not between a forward of `default` and its backward."""
+        """Inside, `model` is the behaviour policy or the reference: its adapter if there is one, else the
+        base without adapters. Only for forwards without gradients, and not between a forward of `default`
+        and its backward."""
         tuner: Any = (
             self.model.base_model
         )  # `model.disable_adapter()` first walks all modules to look at them
-        if policy == "reference":
+        is_bare = policy not in self.model.peft_config
+        if is_bare:
             tuner.disable_adapter_layers()
         else:
-            self.model.set_adapter("old", inference_mode=True)
+            self.model.set_adapter(policy, inference_mode=True)
         try:
             yield
         finally:
-            if policy == "reference":
+            if is_bare:
                 tuner.enable_adapter_layers()
             else:
                 self.model.set_adapter("default")

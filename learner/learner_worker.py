@@ -22,8 +22,7 @@ from astrolabe_ray.algorithms.flow_matching import warped_timesteps
 from astrolabe_ray.algorithms.old_policy import mixed, old_policy_decay
 from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig, RunConfig
 from astrolabe_ray.errors import AstrolabeError, ConfigError, WeightMismatch
-from astrolabe_ray.models.lora import add_adapters
-from astrolabe_ray.models.registry import load_transformer, resolve
+from astrolabe_ray.models.registry import files_of, load_transformer
 from astrolabe_ray.models.text_encoder import TextEncoder
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.roles import BlobStore
@@ -34,6 +33,7 @@ from learner import checkpoint, process_group
 from learner.adapter_ring import AdapterRing
 from learner.engine import Engine
 from learner.nft_step import SampleLosses, draw, nft_step, predictor, sample_seed
+from learner.policies import with_policies
 from learner.state_files import LearnerState, read_state, write_state
 
 MAX_SKIPS_IN_A_ROW = 3
@@ -103,13 +103,11 @@ class LearnerWorker:
         spec, m = self.spec, self.spec.model
         process_group.join(self.rank, self.world_size, self.device, store=self._store, address=(host, port))
         dtype = getattr(torch, m.dtype)
-        files = resolve(m.path)
+        files = files_of(m)
         base = load_transformer(files, dtype, self.device)
         base.gradient_checkpointing = spec.learner.gradient_checkpointing
         self._architecture = base.architecture
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(spec.seed)
-            model = add_adapters(base, spec.lora)
+        model = with_policies(base, spec.lora, files.lora_init, seed=spec.seed)
         self._engine = Engine(model, spec.learner, self.device)
         encoder = TextEncoder.load(
             files.text_encoder, files.tokenizer, base.architecture.text_len, self.device, dtype
@@ -186,12 +184,12 @@ class LearnerWorker:
             moments=moments,
             num_updates=num_updates,
             probe=probe_output(self._engine.model, self._architecture, PROBE_SEED),
+            reference_probe=self._reference_probe(),
             controller=dict(controller),
         )
         if self.rank == 0:
-            settings = self._engine.model.peft_config["default"]
             with checkpoint.written_atomically(directory) as folder:
-                write_state(state, folder, named=self._engine.named, peft_config=settings)
+                write_state(state, folder, named=self._engine.named, lora=self.spec.lora)
             checkpoint.prune(directory.parent, self.spec.keep_last)
 
     def load(self, directory: Path, incarnation: int) -> dict[str, int]:
@@ -206,7 +204,7 @@ class LearnerWorker:
         state = read_state(directory, flat=self._engine.flat)
         self._engine.write("default", state.default)
         self._engine.load_optimizer_state(state.moments, state.num_updates)
-        self._check_base(directory, state.probe)
+        self._check_base(directory, state)
         life = max(incarnation, state.version.incarnation + 1)
         self.version = replace(state.version, incarnation=life)
         self._ring.replace((PolicyVersion(life, step), flat) for step, flat in state.ring[-self._ring.size :])
@@ -295,15 +293,30 @@ class LearnerWorker:
             self._engine.write("old", flat)
             self._in_old_slot = flat
 
-    def _check_base(self, directory: Path, expected: list[float]) -> None:
+    def _reference_probe(self) -> list[float]:
+        with self._engine.using("reference"):
+            return probe_output(self._engine.model, self._architecture, PROBE_SEED)
+
+    def _check_base(self, directory: Path, state: LearnerState) -> None:
+        """`default` holds the checkpoint's weights. Raises ConfigError for another base or initial LoRA."""
         actual = probe_output(self._engine.model, self._architecture, PROBE_SEED)
-        if len(actual) != len(expected) or math.dist(actual, expected) > PROBE_TOLERANCE * math.hypot(
-            *expected
-        ):
+        if not _agree(actual, state.probe):
             raise ConfigError(
                 f"checkpoint {directory} was made with another base model than {self.spec.model.path}: the "
                 "same adapter gives another output. Resume with the model.path it was trained with."
             )
+        if not _agree(self._reference_probe(), state.reference_probe):
+            raise ConfigError(
+                f"checkpoint {directory} was made with another initial LoRA than "
+                f"{self.spec.model.lora_init}: the reference policy gives another output. Resume with the model.lora_init it started from."
+            )
+
+
+def _agree(actual: list[float], expected: list[float]) -> bool:
+    """Whether two probes are of the same weights, on whatever device and in whatever dtype."""
+    return len(actual) == len(expected) and math.dist(actual, expected) <= PROBE_TOLERANCE * math.hypot(
+        *expected
+    )
 
 
 def latents(array: object) -> Tensor:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft import PeftConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from astrolabe_ray.config.schema import LoraConfig
 from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.models.lora_files import Lora, write_lora
 from astrolabe_ray.types import PolicyVersion
 
 Named = Callable[[Tensor], dict[str, Tensor]]
@@ -30,14 +31,15 @@ class LearnerState:
     moments: dict[str, Tensor]  # of Adam
     num_updates: int  # that Adam has made; less than the step if some were skipped
     probe: list[float]  # output of `default`, which tells another base model
+    reference_probe: list[float]  # output of the reference policy, which tells another initial LoRA
     controller: dict[str, int]
 
 
-def write_state(state: LearnerState, folder: Path, *, named: Named, peft_config: PeftConfig) -> None:
+def write_state(state: LearnerState, folder: Path, *, named: Named, lora: LoraConfig) -> None:
     """Write everything but the manifest."""
     for name in ("lora", "adapters", "learner"):
         (folder / name).mkdir()
-    write_lora(named(state.ema), folder / "lora", peft_config)
+    write_lora(Lora(named(state.ema), lora.rank, lora.alpha), folder / "lora")
     *earlier, (_, newest) = state.ring
     flats = {"default": state.default, "ema": state.ema, "old": newest} | {
         f"old-{step}": f for step, f in earlier
@@ -53,6 +55,7 @@ def write_state(state: LearnerState, folder: Path, *, named: Named, peft_config:
         "old_is_default": state.old_is_default,
         "num_updates": state.num_updates,
         "probe": state.probe,
+        "reference_probe": state.reference_probe,
         "controller": state.controller,
     }
     (folder / "state.json").write_text(json.dumps(facts, indent=1))
@@ -76,15 +79,8 @@ def read_state(folder: Path, *, flat: Callable[[Mapping[str, Tensor]], Tensor]) 
             moments=load_file(folder / "learner" / "optimizer.safetensors"),
             num_updates=facts["num_updates"],
             probe=facts["probe"],
+            reference_probe=facts["reference_probe"],
             controller=facts["controller"],
         )
     except (FileNotFoundError, KeyError) as missing:
         raise ConfigError(f"{folder} is not a checkpoint of this project: {missing} is missing.") from None
-
-
-def write_lora(tensors: Mapping[str, Tensor], folder: Path, peft_config: PeftConfig) -> None:
-    """An adapter as PEFT loads it: `PeftModel.from_pretrained(base, folder)`."""
-    named = {f"base_model.model.{name}.weight": tensor for name, tensor in tensors.items()}
-    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    settings = {k: sorted(v) if isinstance(v, set) else v for k, v in peft_config.to_dict().items()}
-    (folder / "adapter_config.json").write_text(json.dumps(settings | {"inference_mode": True}, indent=1))

@@ -58,9 +58,13 @@ def write_tiny_model(root: Path) -> Path:
     write_architecture(ARCHITECTURE, root / "transformer" / "config.json")
     save_file(model.state_dict(), root / "transformer" / "diffusion_pytorch_model.safetensors")
     text_encoder.save_pretrained(root / "text_encoder")
+    write_tokenizer(root / "tokenizer")
+    vae.save_pretrained(root / "vae")
+    return root
+
+
+def write_tokenizer(folder: Path) -> None:
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
-    tokenizer.save_pretrained(root / "tokenizer")
-    vae.save_pretrained(root / "vae")
-    return root
+    tokenizer.save_pretrained(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from astrolabe_ray.config.schema import CheckpointConfig, LoggingConfig, RewardConfig, RunConfig
 from astrolabe_ray.data.prompts import load_prompts
 from astrolabe_ray.errors import ConfigError
-from astrolabe_ray.models.files import resolve
+from astrolabe_ray.models.files import files_of
 
 
 def check_rewards(rewards: Collection[RewardConfig], scorer_keys: Collection[str]) -> None:
@@ -28,7 +28,7 @@ def check_files(config: RunConfig) -> None:
     """Raises ConfigError naming the prompt file or model file that is missing or unreadable."""
     load_prompts(config.data.train_prompts)
     load_prompts(config.data.heldout_prompts)
-    resolve(config.model.path)
+    files_of(config.model)
 
 
 def check_log_dir(logging: LoggingConfig) -> None:

@@ -51,7 +51,7 @@ class PublishedModel:
 
 
 def _wan_base(repo_id: str, folder: str) -> HubFiles:
-    """What a checkpoint needs beside it: sizes, text encoder, VAE and tokenizer, but no weights of its own."""
+    """What a checkpoint needs beside it: sizes, text encoder, VAE and tokenizer."""
     return HubFiles(repo_id, ("config.json", TEXT_ENCODER_FILE, VAE_FILE, f"{TOKENIZER_DIR}/*"), folder)
 
 
@@ -99,9 +99,7 @@ BASE_MODELS: dict[str, PublishedModel] = {
         ),
         (
             _WAN_1_3B,
-            HubFiles(
-                "zhuhz22/Causal-Forcing", ("chunkwise/causal_forcing.pt",), "checkpoints/casualforcing"
-            ),
+            HubFiles("zhuhz22/Causal-Forcing", ("chunkwise/causal_forcing.pt",), "checkpoints/casualforcing"),
         ),
     ),
     "causal_forcing_framewise": PublishedModel(
@@ -115,9 +113,7 @@ BASE_MODELS: dict[str, PublishedModel] = {
         ),
         (
             _WAN_1_3B,
-            HubFiles(
-                "zhuhz22/Causal-Forcing", ("framewise/causal_forcing.pt",), "checkpoints/casualforcing"
-            ),
+            HubFiles("zhuhz22/Causal-Forcing", ("framewise/causal_forcing.pt",), "checkpoints/casualforcing"),
         ),
     ),
     "longlive": PublishedModel(
@@ -145,9 +141,7 @@ BASE_MODELS: dict[str, PublishedModel] = {
         _few_step("krea14b", WAN_14B_DIR, checkpoint="checkpoints/krea-realtime-video-14b.safetensors"),
         (
             _WAN_14B,
-            HubFiles(
-                "krea/krea-realtime-video", ("krea-realtime-video-14b.safetensors",), "checkpoints"
-            ),
+            HubFiles("krea/krea-realtime-video", ("krea-realtime-video-14b.safetensors",), "checkpoints"),
         ),
     ),
     "tiny_sprites": PublishedModel(

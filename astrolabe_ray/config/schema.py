@@ -22,7 +22,8 @@ class ModelConfig(Section):
     base_model: str = "tiny_sprites"
     """Name of the base model; names the run's folder."""
     path: str = "builtin:sprites"
-    """Model directory (transformer/, vae/, text_encoder/, tokenizer/) or `builtin:sprites`."""
+    """Directory of folders (transformer/, vae/, text_encoder/, tokenizer/), an original Wan directory, or
+    `builtin:sprites`."""
     checkpoint: str | None = None
     """File (.pt or .safetensors) with the transformer's weights; None: those in `path`."""
     checkpoint_key: Literal["generator_ema", "generator", "model", "state_dict"] | None = None
@@ -111,7 +112,7 @@ class AlgorithmConfig(Section):
     nft_beta: float = Field(default=1.0, gt=0, le=1)
     """Mixing weight of the positive and negative targets."""
     kl_coef: float = Field(default=1e-4, ge=0)
-    """Weight of the squared distance to the reference policy (the base without adapters)."""
+    """Weight of the squared distance to the reference policy: the base, with `model.lora_init` if set."""
     adv_clip_max: float = Field(default=5.0, gt=0)
     advantage_std: Literal["global", "group"] = "global"
     """Divide centred rewards by the std of the whole batch or of each group."""

@@ -1,19 +1,18 @@
-"""Strict loading of safetensors folders: every tensor finds its place, or nothing is loaded."""
+"""Strict loading: every tensor finds its place, or nothing is loaded."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.models.files import VAE_STEM, shards
+from astrolabe_ray.models.weight_files import read_safetensors
 
-STEM = "diffusion_pytorch_model"
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -21,19 +20,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
     Raises ConfigError naming the file that is absent or damaged.
     """
-    index = folder / f"{STEM}.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = [f"{STEM}.safetensors"]
     tensors: dict[str, Tensor] = {}
-    for name in names:
-        try:
-            tensors.update(load_file(folder / name))
-        except FileNotFoundError:
-            raise ConfigError(f"{folder / name} does not exist; it must hold the weights") from None
-        except SafetensorError as reason:
-            raise ConfigError(f"{folder / name} is damaged: {reason}; copy it again") from None
+    for path in shards(folder, VAE_STEM):
+        tensors.update(read_safetensors(path))
     return tensors
 
 
@@ -42,8 +31,14 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) 
 
     Raises ConfigError listing what is missing, unexpected or of another shape.
     """
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    require_fit(
+        shapes_of(module.state_dict()), shapes_of(tensors), f"weights in {source} do not fit the model"
+    )
+    module.load_state_dict(dict(tensors), assign=True)
+
+
+def require_fit(expected: Shapes, found: Shapes, claim: str) -> None:
+    """Raises ConfigError, `claim` and a list, where names or shapes differ."""
     complaints = {
         "missing": sorted(expected.keys() - found.keys()),
         "unexpected": sorted(found.keys() - expected.keys()),
@@ -55,8 +50,11 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) 
     }
     if any(complaints.values()):
         listed = "; ".join(f"{kind}: {_shortened(names)}" for kind, names in complaints.items() if names)
-        raise ConfigError(f"weights in {source} do not fit its config.json. {listed}")
-    module.load_state_dict(dict(tensors), assign=True)
+        raise ConfigError(f"{claim}. {listed}")
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def placed(module: nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:

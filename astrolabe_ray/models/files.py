@@ -1,37 +1,154 @@
-"""Which files a model is made of. No torch here: a missing file is found before anything heavy loads."""
+"""Which files a model is made of. No torch here: a missing file is found before anything heavy loads.
+
+Three kinds of directory are known:
+  folders    transformer/, vae/, text_encoder/, tokenizer/: ours, and that of diffusers pipelines
+  original   config.json, models_t5_umt5-xxl-enc-bf16.pth, Wan2.1_VAE.pth, google/umt5-xxl/
+In both, `checkpoint` (one file) can stand for the transformer's weights.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from astrolabe_ray.config.base_models import TEXT_ENCODER_FILE, TOKENIZER_DIR, VAE_FILE, owner_of
+from astrolabe_ray.config.schema import ModelConfig
 from astrolabe_ray.errors import ConfigError
 
 BUILTIN = {"builtin:sprites": Path(__file__).parents[1] / "data" / "sprites" / "weights"}
+TRANSFORMER_STEM = VAE_STEM = "diffusion_pytorch_model"
+TEXT_ENCODER_STEM = "model"
+LORA_CONFIG = "adapter_config.json"
+LORA_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Folders of one model; all exist and hold what tells how to read them."""
+    """What one model is read from; everything exists."""
 
     root: Path
-    transformer: Path  # config.json in original Wan names, safetensors
-    vae: Path  # as diffusers saves an AutoencoderKLWan
-    text_encoder: Path  # as transformers saves a UMT5EncoderModel
+    architecture: Path  # JSON with the transformer's sizes
+    transformer: Path  # folder of safetensors, or one checkpoint file
+    checkpoint_key: str | None  # which weights of a file that holds several
+    vae: Path  # folder as diffusers saves an AutoencoderKLWan, or the original file
+    text_encoder: Path  # folder as transformers saves a UMT5EncoderModel, or the original file
     tokenizer: Path
+    lora_init: Path | None = None  # adapter folder or file
 
 
-def resolve(path: str) -> ModelFiles:
-    """Files of a model directory, or of `builtin:sprites`. Raises ConfigError naming what is absent."""
+def files_of(model: ModelConfig) -> ModelFiles:
+    """Files that `model` names. Raises ConfigError naming all that are absent."""
+    return resolve(
+        model.path,
+        checkpoint=model.checkpoint,
+        checkpoint_key=model.checkpoint_key,
+        lora_init=model.lora_init,
+    )
+
+
+def resolve(
+    path: str,
+    *,
+    checkpoint: str | None = None,
+    checkpoint_key: str | None = None,
+    lora_init: str | None = None,
+) -> ModelFiles:
+    """Files of a model directory, or of `builtin:sprites`; the options are those of `ModelConfig`.
+
+    Raises ConfigError naming every file that is absent and, for a published model, the command that
+    fetches them.
+    """
     if path.startswith("builtin:") and path not in BUILTIN:
         raise ConfigError(f"there is no model '{path}'; use {' or '.join(BUILTIN)} or a directory")
-    root = BUILTIN.get(path) or Path(path).expanduser().resolve()
-    needed = [root / part / "config.json" for part in ("transformer", "vae", "text_encoder")]
-    needed.append(root / "tokenizer" / "tokenizer_config.json")
-    absent = [str(file) for file in needed if not file.exists()]
+    if checkpoint_key is not None and checkpoint is None:
+        raise ConfigError(f"model.checkpoint_key {checkpoint_key} needs a file: set model.checkpoint")
+    root = BUILTIN.get(path) or _absolute(path)
+    published = None if path in BUILTIN else owner_of(path, checkpoint)
+    is_original = published is not None or _looks_original(root)
+    files, needed = _original(root) if is_original else _folders(root)
+    if checkpoint is None:
+        needed += shards(files.transformer, TRANSFORMER_STEM)
+    else:
+        files = replace(files, transformer=_absolute(checkpoint), checkpoint_key=checkpoint_key)
+        needed.append(files.transformer)
+    if lora_init is not None:
+        needed.append(_absolute(lora_init))
+    absent = [file for file in needed if not file.exists()]
     if absent:
-        raise ConfigError(
-            f"model '{path}' lacks {', '.join(absent)}; a model directory holds transformer/, vae/, "
-            "text_encoder/ and tokenizer/"
+        raise ConfigError(_absence(path, absent, published, is_original=is_original))
+    return files if lora_init is None else replace(files, lora_init=find_lora(_absolute(lora_init)))
+
+
+def find_lora(path: Path) -> Path:
+    """The adapter folder that `path` is or holds (`lora/` of a checkpoint), or `path` if it is a file.
+
+    Raises ConfigError if there is no adapter.
+    """
+    if path.is_file():
+        return path
+    for folder in (path, path / "lora"):
+        if (folder / LORA_CONFIG).is_file():
+            if not any((folder / name).is_file() for name in LORA_WEIGHTS):
+                raise ConfigError(f"{folder} holds {LORA_CONFIG} but no {' or '.join(LORA_WEIGHTS)}")
+            return folder
+    raise ConfigError(
+        f"there is no LoRA in {path}: name a file, or a folder that holds {LORA_CONFIG}, itself or in lora/"
+    )
+
+
+def shards(folder: Path, stem: str) -> list[Path]:
+    """The safetensors files of `folder`: `stem`.safetensors, or those that its index lists.
+
+    Raises ConfigError for an index that can't be read.
+    """
+    index = folder / f"{stem}.safetensors.index.json"
+    if not index.exists():
+        return [folder / f"{stem}.safetensors"]
+    try:
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as reason:
+        raise ConfigError(f"{index} lists no shards ({reason}); copy it again") from None
+
+
+def _folders(root: Path) -> tuple[ModelFiles, list[Path]]:
+    """Parts of a directory of folders, and the files that they need besides the transformer's weights."""
+    transformer, vae = root / "transformer", root / "vae"
+    text_encoder, tokenizer = root / "text_encoder", root / "tokenizer"
+    needed = [transformer / "config.json", vae / "config.json", *shards(vae, VAE_STEM)]
+    needed += [text_encoder / "config.json", *shards(text_encoder, TEXT_ENCODER_STEM)]
+    needed.append(tokenizer / "tokenizer_config.json")
+    return ModelFiles(
+        root, transformer / "config.json", transformer, None, vae, text_encoder, tokenizer
+    ), needed
+
+
+def _original(root: Path) -> tuple[ModelFiles, list[Path]]:
+    """The same for a directory as Wan published it."""
+    config, vae, text_encoder = root / "config.json", root / VAE_FILE, root / TEXT_ENCODER_FILE
+    tokenizer = root / TOKENIZER_DIR
+    needed = [config, vae, text_encoder, tokenizer / "tokenizer_config.json"]
+    return ModelFiles(root, config, root, None, vae, text_encoder, tokenizer), needed
+
+
+def _absolute(path: str) -> Path:
+    return Path(path).expanduser().resolve()
+
+
+def _looks_original(root: Path) -> bool:
+    names = ("config.json", TEXT_ENCODER_FILE, VAE_FILE)
+    return not (root / "transformer").is_dir() and any((root / name).exists() for name in names)
+
+
+def _absence(path: str, absent: list[Path], published: str | None, *, is_original: bool) -> str:
+    """The error's text: what is absent, what belongs there and how to get it."""
+    if published is not None:
+        way_out = f"fetch them with `python launch.py models download {published}`"
+    elif is_original:
+        way_out = (
+            f"an original Wan directory holds config.json, {TEXT_ENCODER_FILE}, {VAE_FILE}, {TOKENIZER_DIR}/ "
+            "and, unless model.checkpoint is set, the transformer's weights"
         )
-    return ModelFiles(root, *(file.parent for file in needed))
+    else:
+        way_out = "a model directory holds transformer/, vae/, text_encoder/ and tokenizer/"
+    return f"model '{path}' lacks {', '.join(map(str, absent))}; {way_out}"

@@ -53,6 +53,13 @@ def adapter_tensors(peft_model: nn.Module, name: str) -> dict[str, nn.Parameter]
     return found
 
 
+@torch.no_grad()
+def fill_adapter(peft_model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Copy `tensors`, which must be exactly those of the adapter, into it."""
+    for key, parameter in adapter_tensors(peft_model, name).items():
+        parameter.copy_(tensors[key])
+
+
 def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
     """Every linear layer inside `blocks.*` by its full name, in model order."""
     return {
@@ -88,6 +95,12 @@ class MergedLinears:
             a, b = (tensors[f"{name}.lora_{factor}"].to(base.device, torch.float32) for factor in "AB")
             linear.weight.copy_(torch.addmm(base.float(), b, a, alpha=self._scale))
         return len(self._linears)
+
+    @torch.no_grad()
+    def unload(self) -> None:
+        """Make every linear bitwise what it was before the first `load`."""
+        for name, linear in self._linears.items():
+            linear.weight.copy_(self._base[name])
 
     def _check(self, tensors: Mapping[str, Tensor]) -> None:
         expected = {f"{name}.lora_{factor}" for name in self._linears for factor in "AB"}

@@ -10,11 +10,13 @@ from typing import Any
 
 import ftfy
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.checkpoints import placed
+from astrolabe_ray.models.original_text_encoder import read_original_text_encoder
 
 
 class TextEncoder:
@@ -34,21 +36,13 @@ class TextEncoder:
         device: torch.device | str,
         dtype: torch.dtype,
     ) -> TextEncoder:
-        """Read both folders as transformers saves them; no network access.
+        """Read folders as transformers saves them, or the original file; no network access.
 
-        `text_len`: tokens per prompt. Raises ConfigError if files are absent or weights do not fit.
+        `text_len`: tokens per prompt. Raises ConfigError if files are absent or damaged, or weights do
+        not fit.
         """
-        try:
-            load: Any = UMT5EncoderModel.from_pretrained
-            network, report = load(
-                text_encoder_path, dtype=dtype, local_files_only=True, output_loading_info=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, local_files_only=True)
-        except (OSError, ValueError) as reason:
-            raise ConfigError(f"can't read {text_encoder_path} and {tokenizer_path}: {reason}") from None
-        unfit = {kind: sorted(keys) for kind, keys in report.items() if kind.endswith("_keys") and keys}
-        if unfit:
-            raise ConfigError(f"weights in {text_encoder_path} do not fit its config.json: {unfit}")
+        network = mapped_text_encoder(text_encoder_path, dtype)
+        tokenizer = load_tokenizer(tokenizer_path)
         placed(network, device, dtype)
         return cls(network, tokenizer, text_len)
 
@@ -69,6 +63,29 @@ class TextEncoder:
         ids, mask = tokens.input_ids.to(self._network.device), tokens.attention_mask.to(self._network.device)
         embeddings_BLD = self._network(ids, mask).last_hidden_state
         return embeddings_BLD.masked_fill(mask.unsqueeze(-1) == 0, 0.0)
+
+
+def mapped_text_encoder(path: Path, dtype: torch.dtype) -> UMT5EncoderModel:
+    """The network on the CPU, checked by name and shape: of the original file, or of a folder in `dtype`."""
+    if path.is_file():
+        return read_original_text_encoder(path)
+    try:
+        load: Any = UMT5EncoderModel.from_pretrained
+        network, report = load(path, dtype=dtype, local_files_only=True, output_loading_info=True)
+    except (OSError, ValueError, SafetensorError) as reason:
+        raise ConfigError(f"can't read {path}: {reason}") from None
+    unfit = {kind: sorted(keys) for kind, keys in report.items() if kind.endswith("_keys") and keys}
+    if unfit:
+        raise ConfigError(f"weights in {path} do not fit its config.json: {unfit}")
+    return network
+
+
+def load_tokenizer(path: Path) -> Any:
+    """Raises ConfigError if `path` is no folder of a tokenizer."""
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as reason:
+        raise ConfigError(f"can't read the tokenizer in {path}: {reason}") from None
 
 
 def clean_prompt(prompt: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.checkpoints import load_strict, placed, read_tensors
+from astrolabe_ray.models.original_vae import read_original_vae
 
 
 class VideoVAE:
@@ -31,14 +32,11 @@ class VideoVAE:
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> VideoVAE:
-        """Read a diffusers folder. Raises ConfigError if a file is absent or the weights do not fit."""
-        if not (path / "config.json").exists():
-            raise ConfigError(f"{path / 'config.json'} does not exist; it must describe an AutoencoderKLWan")
-        with torch.device("meta"):
-            config: Any = AutoencoderKLWan.load_config(path)
-            network = AutoencoderKLWan.from_config(config)
-        assert isinstance(network, AutoencoderKLWan)
-        load_strict(network, read_tensors(path), path)
+        """Read a diffusers folder or the original file.
+
+        Raises ConfigError if a file is absent or damaged, or the weights do not fit.
+        """
+        network = mapped_vae(path)
         placed(network, device, dtype)
         store_channels_last(network)
         return cls(network)
@@ -98,6 +96,20 @@ class DecodeStream:
         )
         self._is_first = False
         return pixels
+
+
+def mapped_vae(path: Path) -> AutoencoderKLWan:
+    """The network with the weights where they lie in the file: checked by name and shape, not read."""
+    if path.is_file():
+        return read_original_vae(path)
+    if not (path / "config.json").exists():
+        raise ConfigError(f"{path / 'config.json'} does not exist; it must describe an AutoencoderKLWan")
+    with torch.device("meta"):
+        config: Any = AutoencoderKLWan.load_config(path)
+        network = AutoencoderKLWan.from_config(config)
+    assert isinstance(network, AutoencoderKLWan)
+    load_strict(network, read_tensors(path), path)
+    return network
 
 
 def store_channels_last(network: AutoencoderKLWan) -> None:

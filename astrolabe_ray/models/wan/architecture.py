@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from astrolabe_ray.errors import ConfigError
 
@@ -58,32 +59,72 @@ WAN_1_3B = WanArchitecture(1536, 12, 30, 8960, 256, 4096, 512)
 WAN_14B = WanArchitecture(5120, 40, 40, 13824, 256, 4096, 512)
 
 
-def read_architecture(path: Path) -> WanArchitecture:
-    """Read a `config.json` in the names of the original Wan release.
+_KNOWN = {"Wan2.1-T2V-1.3B": WAN_1_3B, "Wan2.1-T2V-14B": WAN_14B}
+DIFFUSERS_CLASS = "WanTransformer3DModel"
 
-    Raises ConfigError naming the file if it is absent, is no JSON object or lacks a size.
+
+def known_size(dim: int, num_layers: int) -> str | None:
+    """The released base model of this size, if there is one."""
+    sizes = {name: (known.dim, known.num_layers) for name, known in _KNOWN.items()}
+    return next((name for name, size in sizes.items() if size == (dim, num_layers)), None)
+
+
+def read_architecture(path: Path) -> WanArchitecture:
+    """Read a `config.json` in the names of the original Wan release, or in those of diffusers.
+
+    Raises ConfigError naming the file if it is absent, is no JSON object, lacks a size, or describes
+    a model that is not text-to-video.
     """
     try:
         values = json.loads(path.read_text())
-        return WanArchitecture(
-            dim=values["dim"],
-            num_heads=values["num_heads"],
-            num_layers=values["num_layers"],
-            ffn_dim=values["ffn_dim"],
-            freq_dim=values["freq_dim"],
-            text_dim=values.get("text_dim", 4096),  # the released configs leave it out
-            text_len=values["text_len"],
-            in_channels=values["in_dim"],
-            out_channels=values["out_dim"],
-            patch=tuple(values.get("patch_size", (1, 2, 2))),
-            eps=values["eps"],
-        )
+        read = _from_diffusers if values.get("_class_name") == DIFFUSERS_CLASS else _from_original
+        return read(values)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; it must describe the transformer's sizes") from None
     except KeyError as missing:
-        raise ConfigError(f"{path} lacks {missing}; expected the original Wan config names") from None
-    except (json.JSONDecodeError, TypeError) as reason:
+        raise ConfigError(
+            f"{path} lacks {missing}; expected the names of the original Wan config, or of diffusers' "
+            f"{DIFFUSERS_CLASS}"
+        ) from None
+    except (json.JSONDecodeError, TypeError, AttributeError) as reason:
         raise ConfigError(f"{path} is not a JSON object of sizes: {reason}") from None
+
+
+def _from_original(values: dict[str, Any]) -> WanArchitecture:
+    kind = values.get("model_type", "t2v")
+    if kind != "t2v":
+        raise ConfigError(f"model_type is '{kind}'; only text-to-video models (t2v) can be used")
+    return WanArchitecture(
+        dim=values["dim"],
+        num_heads=values["num_heads"],
+        num_layers=values["num_layers"],
+        ffn_dim=values["ffn_dim"],
+        freq_dim=values["freq_dim"],
+        text_dim=values.get("text_dim", 4096),  # the released configs leave it out
+        text_len=values["text_len"],
+        in_channels=values["in_dim"],
+        out_channels=values["out_dim"],
+        patch=tuple(values.get("patch_size", (1, 2, 2))),
+        eps=values["eps"],
+    )
+
+
+def _from_diffusers(values: dict[str, Any]) -> WanArchitecture:
+    if values.get("image_dim") is not None or values.get("added_kv_proj_dim") is not None:
+        raise ConfigError("the transformer takes an image (image_dim); only text-to-video models can be used")
+    return WanArchitecture(
+        dim=values["num_attention_heads"] * values["attention_head_dim"],
+        num_heads=values["num_attention_heads"],
+        num_layers=values["num_layers"],
+        ffn_dim=values["ffn_dim"],
+        freq_dim=values["freq_dim"],
+        text_dim=values["text_dim"],
+        text_len=512,  # diffusers leaves padding to its caller; all Wan models were trained with 512
+        in_channels=values["in_channels"],
+        out_channels=values["out_channels"],
+        patch=tuple(values["patch_size"]),
+        eps=values["eps"],
+    )
 
 
 def write_architecture(architecture: WanArchitecture, path: Path) -> None:

@@ -13,7 +13,6 @@ from astrolabe_ray.models.wan.architecture import WanArchitecture
 from astrolabe_ray.models.wan.attention import Attend
 from astrolabe_ray.models.wan.kernels import Kernel, sdpa
 
-
 Steering = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """Shift, scale and gate of self-attention, then of the feed-forward, for a timestep (scale: 1 + learned)."""
 

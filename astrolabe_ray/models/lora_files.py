@@ -1,0 +1,166 @@
+"""LoRA files: read in every layout that is published, written for PEFT (also 0.10) and for diffusers.
+
+In memory an adapter's tensors have the names of `lora.adapter_tensors`: `blocks.0.self_attn.q.lora_A`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.models.checkpoints import require_fit, shapes_of
+from astrolabe_ray.models.files import LORA_CONFIG, find_lora
+from astrolabe_ray.models.lora import block_linears
+from astrolabe_ray.models.wan.names import bare_name
+from astrolabe_ray.models.weight_files import kind_of, read_pickled, read_safetensors
+
+LoraFormat = Literal["peft", "seed", "diffusers"]
+GENERATOR_LORA = "generator_lora"  # LongLive's file keeps the critic's LoRA beside it
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+_PEFT_PREFIX = "base_model.model."
+_FACTOR = re.compile(r"(?P<linear>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
+_UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """An adapter: every linear of the blocks gets alpha / rank * B @ A."""
+
+    tensors: dict[str, Tensor]  # A [rank, in] and B [out, rank] of each linear
+    rank: int
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def read_lora(path: Path) -> Lora:
+    """Read a PEFT folder, a checkpoint folder with `lora/` in it, or a file (.pt, .bin, .safetensors).
+
+    A file does not say its alpha: it is taken to be the rank, as LongLive and diffusers do. Raises
+    ConfigError for what is damaged, no LoRA, or a kind of LoRA that is not plain A and B.
+    """
+    found = find_lora(path)
+    if found.is_file():
+        loaded = _read(found)
+        tensors = _named(loaded.get(GENERATOR_LORA, loaded), found)
+        rank = _rank(tensors, found)
+        return Lora(tensors, rank, float(rank))
+    rank, alpha = _settings(found / LORA_CONFIG)
+    weights = found / "adapter_model.safetensors"
+    weights = weights if weights.exists() else weights.with_suffix(".bin")
+    tensors = _named(_read(weights), weights)
+    if _rank(tensors, weights) != rank:
+        raise ConfigError(f"{weights} has rank {_rank(tensors, weights)}, its {LORA_CONFIG} says {rank}")
+    return Lora(tensors, rank, alpha)
+
+
+def require_lora_fits(lora: Lora, model: nn.Module, source: Path) -> None:
+    """Raises ConfigError listing which A and B are missing, unexpected or of another shape.
+
+    `model`: without adapters.
+    """
+    expected: dict[str, tuple[int, ...]] = {}
+    for name, linear in block_linears(model).items():
+        expected[f"{name}.lora_A"] = (lora.rank, linear.in_features)
+        expected[f"{name}.lora_B"] = (linear.out_features, lora.rank)
+    require_fit(expected, shapes_of(lora.tensors), f"the LoRA in {source} does not fit the model")
+
+
+def write_lora(lora: Lora, folder: Path, form: LoraFormat = "peft") -> None:
+    """Write an adapter into `folder`, which exists and is empty.
+
+    `peft`: for `PeftModel.from_pretrained` of any version since 0.10. `seed`: the same as a pickle.
+    `diffusers`: for `load_lora_weights` of its Wan pipelines; the scale is multiplied into B.
+    """
+    if form == "diffusers":
+        scaled = {n: t * lora.scale if n.endswith("lora_B") else t for n, t in lora.tensors.items()}
+        named = {f"diffusion_model.{name}.weight": t.contiguous() for name, t in scaled.items()}
+        save_file(named, folder / DIFFUSERS_FILE, metadata={"format": "pt"})
+        return
+    named = {f"{_PEFT_PREFIX}{name}.weight": tensor.contiguous() for name, tensor in lora.tensors.items()}
+    if form == "peft":
+        save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    else:
+        torch.save({name: tensor.clone() for name, tensor in named.items()}, folder / "adapter_model.bin")
+    (folder / LORA_CONFIG).write_text(json.dumps(_peft_config(lora), indent=1) + "\n")
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_pickled(path)
+
+
+def _named(loaded: Mapping[str, Any], source: Path) -> dict[str, Tensor]:
+    """A and B by our names, in float32."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in loaded.items():
+        found = _FACTOR.fullmatch(bare_name(name.removeprefix(_PEFT_PREFIX)))
+        if found is None or not isinstance(tensor, Tensor):
+            kind = kind_of(list(loaded))
+            what = kind if kind not in (None, "a LoRA") else f"no LoRA that can be read: it holds {name}"
+            raise ConfigError(f"{source} is {what}")
+        tensors[f"{bare_name(found['linear'])}.lora_{found['factor']}"] = tensor.float()
+    if not tensors:
+        raise ConfigError(f"{source} is an empty LoRA")
+    return tensors
+
+
+def _rank(tensors: Mapping[str, Tensor], source: Path) -> int:
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A")}
+    if len(ranks) != 1:
+        raise ConfigError(f"{source} has adapters of ranks {sorted(ranks)}; one rank for all is needed")
+    return ranks.pop()
+
+
+def _settings(path: Path) -> tuple[int, float]:
+    """Rank and alpha. Raises ConfigError for settings that plain A and B can't express."""
+    try:
+        values = json.loads(path.read_text())
+        rank, alpha = int(values["r"]), float(values["lora_alpha"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as reason:
+        raise ConfigError(f"{path} tells no rank and alpha ({reason}); expected r and lora_alpha") from None
+    odd = [name for name in _UNSUPPORTED if values.get(name)]
+    if odd or values.get("bias", "none") != "none":
+        raise ConfigError(f"{path} uses {', '.join(odd) or 'bias'}; only plain LoRA can be read")
+    return rank, alpha
+
+
+def _peft_config(lora: Lora) -> dict[str, Any]:
+    """Settings as PEFT 0.10 knows them: later keys make it fail, and later versions have defaults."""
+    alpha = int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha
+    return {
+        "peft_type": "LORA",
+        "auto_mapping": None,
+        "base_model_name_or_path": None,
+        "revision": None,
+        "task_type": None,
+        "inference_mode": True,
+        "r": lora.rank,
+        "lora_alpha": alpha,
+        "target_modules": sorted(n.removesuffix(".lora_A") for n in lora.tensors if n.endswith("lora_A")),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "loftq_config": {},
+        "megatron_config": None,
+        "megatron_core": "megatron.core",
+        "layer_replication": None,
+    }
