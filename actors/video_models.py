@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file
 
 from actors.sampler import Sampler
 from astrolabe_ray.algorithms.flow_matching import warped_timesteps
-from astrolabe_ray.errors import ConfigError, WeightMismatch
 from astrolabe_ray.models.lora import MergedLinears
-from astrolabe_ray.models.lora_folder import WEIGHTS, find_lora, lora_scale
-from astrolabe_ray.models.registry import load_transformer, resolve
+from astrolabe_ray.models.lora_files import read_lora, require_lora_fits
+from astrolabe_ray.models.registry import files_of, load_transformer
 from astrolabe_ray.models.text_encoder import TextEncoder
 from astrolabe_ray.models.vae import VideoVAE
 from astrolabe_ray.models.wan.context import ContextRule
@@ -73,7 +72,7 @@ class VideoModels:
         """Raises ConfigError for files that are absent or do not fit."""
         m, device = spec.model, torch.device(spec.device)
         visits, dtype = Visits(device, low_memory=spec.low_memory), getattr(torch, m.dtype)
-        files = resolve(m.path)
+        files = files_of(m)
         transformer = load_transformer(files, dtype, device)
         if spec.lora is not None:
             merge_lora(transformer, spec.lora)
@@ -101,12 +100,6 @@ class VideoModels:
 
 def merge_lora(model: CausalWanModel, path: str) -> None:
     """Fold the LoRA at `path` into the weights. Raises ConfigError if it was made for another model."""
-    folder = find_lora(path)
-    tensors = {
-        name.removeprefix("base_model.model.").removesuffix(".weight"): tensor
-        for name, tensor in load_file(folder / WEIGHTS).items()
-    }
-    try:
-        MergedLinears(model, lora_scale(folder)).load(tensors)
-    except WeightMismatch as reason:
-        raise ConfigError(f"the LoRA in {folder} does not fit the model: {reason}") from None
+    lora = read_lora(Path(path))
+    require_lora_fits(lora, model, Path(path))
+    MergedLinears(model, lora.scale).load(lora.tensors)

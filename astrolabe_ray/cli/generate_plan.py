@@ -22,8 +22,7 @@ from astrolabe_ray.config.validation import as_config_error
 from astrolabe_ray.data.group_sampler import rollout_seed
 from astrolabe_ray.data.prompts import load_prompts
 from astrolabe_ray.errors import ConfigError
-from astrolabe_ray.models.files import resolve
-from astrolabe_ray.models.lora_folder import WEIGHTS, find_lora
+from astrolabe_ray.models.files import files_of, find_lora
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.video_tasks import FRAMES_PER_LATENT_FRAME, VideoModelSpec, VideoPlan, VideoTask
 
@@ -51,7 +50,7 @@ def plan_generate(options: GenerateOptions, wiring: Wiring) -> GeneratePlan:
     base = _base_model(options.base_model)
     model = model_config(options, base)
     check_sampling(model)
-    resolve(model.path)
+    files_of(model)
     lora = _lora(options, base)
     initial = _initial(options.initial_video)
     rewards = tuple(RewardConfig(key=key) for key in options.rewards)
@@ -168,10 +167,10 @@ def _task(
 
 def _fingerprint(task: VideoTask, options: GenerateOptions, spec: VideoModelSpec) -> str:
     """Hash of all that decides what a video is; files count by their size and time of change."""
-    files = [spec.model.checkpoint, spec.lora and str(Path(spec.lora, WEIGHTS)), spec.initial]
+    files = [spec.model.checkpoint, spec.lora, spec.initial]
     facts = [
         spec.model.model_dump(mode="json"),
-        [_stamp(Path(file)) for file in files if file is not None],
+        [stamp for file in files if file is not None for stamp in _stamps(Path(file))],
         [task.prompt, task.seed, task.plan.num_chunks],
         [[scene.prompt, scene.start_chunk, scene.is_cut] for scene in task.plan.scenes],
         [options.save_videos, sorted(options.rewards)],
@@ -179,9 +178,10 @@ def _fingerprint(task: VideoTask, options: GenerateOptions, spec: VideoModelSpec
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def _stamp(file: Path) -> list[Any]:
-    found = file.stat()
-    return [str(file), found.st_size, found.st_mtime_ns]
+def _stamps(path: Path) -> list[list[Any]]:
+    """Name, size and time of change of a file, or of each file in a folder."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def _base_model(name: str) -> PublishedModel:
@@ -198,7 +198,7 @@ def _suggestion(name: str, known: Collection[str]) -> str:
 def _lora(options: GenerateOptions, base: PublishedModel) -> str | None:
     """Folder of the LoRA that was named, else of the base model's own."""
     named = options.lora or base.lora
-    return None if named is None or named == NO_LORA else str(find_lora(named).resolve())
+    return None if named is None or named == NO_LORA else str(find_lora(Path(named).expanduser().resolve()))
 
 
 def _initial(file: str | None) -> str | None:
