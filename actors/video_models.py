@@ -15,6 +15,7 @@ import torch
 
 from actors.sampler import Sampler
 from astrolabe_ray.algorithms.flow_matching import warped_timesteps
+from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.lora import MergedLinears
 from astrolabe_ray.models.lora_files import read_lora, require_lora_fits
 from astrolabe_ray.models.registry import files_of, load_transformer
@@ -69,7 +70,9 @@ class VideoModels:
 
     @classmethod
     def load(cls, spec: VideoModelSpec) -> VideoModels:
-        """Raises ConfigError for files that are absent or do not fit."""
+        """Raises ConfigError for files that are absent or do not fit, and where there is no GPU to use."""
+        if spec.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("there is no CUDA device here; use --gpus-per-worker 0 to work on the CPU")
         m, device = spec.model, torch.device(spec.device)
         visits, dtype = Visits(device, low_memory=spec.low_memory), getattr(torch, m.dtype)
         files = files_of(m)

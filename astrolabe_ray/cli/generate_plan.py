@@ -60,7 +60,7 @@ def plan_generate(options: GenerateOptions, wiring: Wiring) -> GeneratePlan:
     plans = [_video_plan(prompt, number, options, model, wiring) for number, prompt in enumerate(prompts)]
     if rewards and any(len(plan.scenes) > 1 for plan in plans):
         raise ConfigError("--rewards can't judge videos with several scenes: a score is of one prompt")
-    num_gpus = _num_gpus(options, model)
+    num_gpus = _num_gpus(options)
     spec = VideoModelSpec(
         model,
         lora=lora,
@@ -212,7 +212,7 @@ def _initial(file: str | None) -> str | None:
     return str(path.resolve())
 
 
-def _num_gpus(options: GenerateOptions, model: ModelConfig) -> float:
+def _num_gpus(options: GenerateOptions) -> float:
     if options.gpus_per_worker is not None:
         return options.gpus_per_worker
-    return 0 if model.path.startswith("builtin:") else 1
+    return 0 if options.base_model == "tiny_sprites" else 1
