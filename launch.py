@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astrolabe_ray.cli.app import make_app
-from astrolabe_ray.cli.wiring import ServerLine, Wiring
-from astrolabe_ray.config.schema import RunConfig
+from astrolabe_ray.cli.wiring import ServerLine, Wiring, WorkerRoom
+from astrolabe_ray.config.schema import ModelConfig, RewardConfig, RunConfig
 from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.video_tasks import VideoModelSpec, VideoPlan, VideoPool
 
 if TYPE_CHECKING:
+    from astrolabe_ray.roles import RewardPool
     from astrolabe_ray.run import Roles
 
 
@@ -44,6 +46,38 @@ def latest_checkpoint(folder: Path) -> Path | None:
     from learner.checkpoint import latest_valid
 
     return latest_valid(folder)
+
+
+def plan_scenes(prompt: str, model: ModelConfig, num_chunks: int | None) -> VideoPlan:
+    from actors.scenes import parse_scenes, plan_scenes
+
+    return plan_scenes(
+        parse_scenes(prompt),
+        fps=model.fps,
+        chunk_frames=model.chunk_frames,
+        default_chunks=max(1, model.num_latent_frames // model.chunk_frames),
+        num_chunks=num_chunks,
+    )
+
+
+def make_video_pool(spec: VideoModelSpec, room: WorkerRoom | None) -> VideoPool:
+    if room is None:
+        from actors.local_video_pool import LocalVideoPool
+
+        return LocalVideoPool(spec)
+    from actors.video_pool import RayVideoPool
+
+    return RayVideoPool(spec, num_workers=room.num_workers, num_cpus=room.num_cpus, num_gpus=room.num_gpus)
+
+
+def make_video_rewards(rewards: Sequence[RewardConfig], is_local: bool) -> RewardPool:
+    if is_local:
+        from reward_servers.local_pool import LocalRewardPool
+
+        return LocalRewardPool(rewards)
+    from reward_servers.pool import ServeRewardPool
+
+    return ServeRewardPool(rewards)
 
 
 def make_roles(config: RunConfig) -> Roles:
@@ -99,6 +133,9 @@ WIRING = Wiring(
     scorer_keys=scorer_keys,
     checkpoint_problem=checkpoint_problem,
     latest_checkpoint=latest_checkpoint,
+    plan_scenes=plan_scenes,
+    make_video_pool=make_video_pool,
+    make_video_rewards=make_video_rewards,
     make_roles=make_roles,
     start_rewards=start_rewards,
     stop_rewards=stop_rewards,

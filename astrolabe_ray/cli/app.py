@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from astrolabe_ray.cli.generate_flags import add_generate
 from astrolabe_ray.cli.wiring import Wiring
 from astrolabe_ray.config.overrides import PREFIX
 from astrolabe_ray.config.seed_keys import translated
@@ -71,6 +72,7 @@ def make_app(wiring: Wiring) -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     _add_train(app, wiring)
+    add_generate(app, wiring)
     _add_pretrain(app)
     _add_rewards(app, wiring)
     _add_report(app)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from astrolabe_ray.config.schema import RunConfig
+from astrolabe_ray.config.schema import ModelConfig, RewardConfig, RunConfig
+from astrolabe_ray.video_tasks import VideoModelSpec, VideoPlan, VideoPool
 
 if TYPE_CHECKING:
+    from astrolabe_ray.roles import RewardPool
     from astrolabe_ray.run import Roles
 
 
@@ -23,6 +25,15 @@ class ServerLine:
 
 
 @dataclass(frozen=True)
+class WorkerRoom:
+    """Workers that make videos, and what each of them reserves. Example: `WorkerRoom(2, 1, 0)`."""
+
+    num_workers: int
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True)
 class Wiring:
     """Doors to the roles. Each one imports its role when it is opened, so that errors come fast."""
 
@@ -32,6 +43,13 @@ class Wiring:
     """Why a checkpoint folder can't be used, or None."""
     latest_checkpoint: Callable[[Path], Path | None]
     """Newest valid checkpoint in a folder of them."""
+
+    plan_scenes: Callable[[str, ModelConfig, int | None], VideoPlan]
+    """Plan of a prompt's scenes, in a video of so many chunks or of the length that they have."""
+    make_video_pool: Callable[[VideoModelSpec, WorkerRoom | None], VideoPool]
+    """Workers that make videos, not started; without room: one in this process, without Ray."""
+    make_video_rewards: Callable[[Sequence[RewardConfig], bool], RewardPool]
+    """What scores them, not started; True: in this process, without Ray."""
 
     # Those below need a connection to Ray.
     make_roles: Callable[[RunConfig], Roles]

@@ -46,6 +46,10 @@ class TextEncoder:
         placed(network, device, dtype)
         return cls(network, tokenizer, text_len)
 
+    def to(self, device: torch.device) -> None:
+        """Move the network; prompts are encoded where it is."""
+        self._network.to(device)
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings [B, text_len, text_dim]; rows past a prompt's end are zero, longer prompts are cut."""

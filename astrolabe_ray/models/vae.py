@@ -41,6 +41,11 @@ class VideoVAE:
         store_channels_last(network)
         return cls(network)
 
+    def to(self, device: torch.device) -> None:
+        """Move the network. The features that a stream has kept stay where they are."""
+        self._network.to(device)
+        self._device, self._mean, self._std = device, self._mean.to(device), self._std.to(device)
+
     @torch.no_grad()
     def encode(self, pixels_BFCHW: Tensor) -> Tensor:
         """Normalised latents [B, T, C, H/8, W/8] float32: the mean of the posterior, no sampling."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -104,6 +104,11 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """One JSON object a line, in one write, so that a reader never sees half of it."""
     with path.open("a", encoding="utf-8") as file:
         file.write(_json(record) + "\n")
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """All `records` or nothing, one JSON object a line."""
+    write_bytes(path, "".join(_json(record) + "\n" for record in records).encode())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -4,29 +4,69 @@ from __future__ import annotations
 
 import io
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
 
 MIN_SIDE = 192
 """Pixels; smaller videos are enlarged by whole numbers without smoothing."""
+FRAGMENTS = {"movflags": "empty_moov+default_base_moof+frag_every_frame"}
+"""Of a file that can be played while it grows: a header without an index, then a fragment a frame."""
+
+
+class Mp4Writer:
+    """H.264 in yuv420p, fed with frames as they come.
+
+    `add` and `close` return the file's next bytes. Only a `growing` file gives any before `close`; it
+    is larger by about a tenth.
+    """
+
+    def __init__(self, *, height: int, width: int, fps: int, comment: str, growing: bool = False) -> None:
+        """`comment` goes into the file's metadata."""
+        self._factor = max(1, -(-MIN_SIDE // min(height, width)))
+        self._bytes: _Pipe | io.BytesIO = _Pipe() if growing else io.BytesIO()
+        self._file: Any = av.open(self._bytes, "w", format="mp4", options=FRAGMENTS if growing else {})
+        self._file.metadata["comment"] = comment
+        options = {"crf": "18", "preset": "veryfast"} | ({"tune": "zerolatency"} if growing else {})
+        self._stream: Any = self._file.add_stream("libx264", rate=Fraction(fps), options=options)
+        self._stream.height, self._stream.width = height * self._factor, width * self._factor
+        self._stream.pix_fmt = "yuv420p"
+
+    def add(self, video: np.ndarray) -> bytes:
+        """`video` uint8 [F, 3, H, W]: the next frames."""
+        big = video.repeat(self._factor, axis=2).repeat(self._factor, axis=3).transpose(0, 2, 3, 1)
+        for picture in big:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            self._file.mux(self._stream.encode(frame))
+        return self._bytes.take() if isinstance(self._bytes, _Pipe) else b""
+
+    def close(self) -> bytes:
+        self._file.mux(self._stream.encode())
+        self._file.close()
+        return self._bytes.take() if isinstance(self._bytes, _Pipe) else self._bytes.getvalue()
+
+
+class _Pipe:
+    """A file that can only be written to, and forgets what was taken from it."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        content, self._parts = b"".join(self._parts), []
+        return content
 
 
 def encode_mp4(video: np.ndarray, *, fps: int, comment: str) -> bytes:
-    """`video` uint8 [F, 3, H, W] as H.264 in yuv420p; `comment` goes into the file's metadata."""
+    """`video` uint8 [F, 3, H, W] as a file; `comment` goes into its metadata."""
     _, _, height, width = video.shape
-    factor = max(1, -(-MIN_SIDE // min(height, width)))
-    big = video.repeat(factor, axis=2).repeat(factor, axis=3).transpose(0, 2, 3, 1)
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as file:
-        file.metadata["comment"] = comment
-        stream = file.add_stream("libx264", rate=Fraction(fps), options={"crf": "18", "preset": "veryfast"})
-        stream.height, stream.width, stream.pix_fmt = height * factor, width * factor, "yuv420p"
-        for picture in big:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode())
-    return buffer.getvalue()
+    writer = Mp4Writer(height=height, width=width, fps=fps, comment=comment)
+    return writer.add(video) + writer.close()
 
 
 def decode_mp4(content: bytes) -> tuple[np.ndarray, str]:

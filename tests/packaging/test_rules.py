@@ -19,6 +19,7 @@ SOURCES = [
 ]
 REMOTE_CALLS_ALLOWED = {
     "actors/pool.py",
+    "actors/video_pool.py",
     "learner/group.py",
     "reward_servers/pool.py",
     "reward_servers/deploy.py",

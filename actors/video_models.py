@@ -1,0 +1,108 @@
+"""The models that make a video, on their device or, to save its memory, visiting it one at a time.
+
+Legend: B batch, T latent frames, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from actors.sampler import Sampler
+from astrolabe_ray.algorithms.flow_matching import warped_timesteps
+from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.models.lora import MergedLinears
+from astrolabe_ray.models.lora_files import read_lora, require_lora_fits
+from astrolabe_ray.models.registry import files_of, load_transformer
+from astrolabe_ray.models.text_encoder import TextEncoder
+from astrolabe_ray.models.vae import VideoVAE
+from astrolabe_ray.models.wan.context import ContextRule
+from astrolabe_ray.models.wan.kernels import choose_kernel
+from astrolabe_ray.models.wan.transformer import CausalWanModel, TextKV
+from astrolabe_ray.video_tasks import VideoModelSpec
+
+
+class Movable(Protocol):
+    """A model that can change its device."""
+
+    def to(self, device: torch.device) -> None: ...
+
+
+class Visits:
+    """Lets models onto `device` for as long as they are used; without `low_memory` they live there."""
+
+    def __init__(self, device: torch.device, *, low_memory: bool) -> None:
+        self.device, self.low_memory = device, low_memory
+
+    @property
+    def home(self) -> torch.device:
+        """Where a model is between two visits."""
+        return torch.device("cpu") if self.low_memory else self.device
+
+    @contextmanager
+    def of(self, model: Movable) -> Iterator[None]:
+        """`model` is on the device inside of this block."""
+        if not self.low_memory:
+            yield
+            return
+        model.to(self.device)
+        try:
+            yield
+        finally:
+            model.to(self.home)
+
+
+@dataclass(frozen=True)
+class VideoModels:
+    """Everything that turns prompts into videos, loaded."""
+
+    spec: VideoModelSpec
+    transformer: CausalWanModel
+    text_encoder: TextEncoder
+    vae: VideoVAE
+    sampler: Sampler
+    visits: Visits
+
+    @classmethod
+    def load(cls, spec: VideoModelSpec) -> VideoModels:
+        """Raises ConfigError for files that are absent or do not fit, and where there is no GPU to use."""
+        if spec.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("there is no CUDA device here; use --gpus-per-worker 0 to work on the CPU")
+        m, device = spec.model, torch.device(spec.device)
+        visits, dtype = Visits(device, low_memory=spec.low_memory), getattr(torch, m.dtype)
+        files = files_of(m)
+        transformer = load_transformer(files, dtype, device)
+        if spec.lora is not None:
+            merge_lora(transformer, spec.lora)
+        transformer.join_projections()
+        transformer.use_attention(choose_kernel(m.attention, device, dtype))
+        text_len = transformer.architecture.text_len
+        rule = ContextRule(m.chunk_frames, m.window_frames, m.sink_frames, m.rope)
+        return cls(
+            spec,
+            transformer,
+            TextEncoder.load(files.text_encoder, files.tokenizer, text_len, visits.home, dtype),
+            VideoVAE.load(files.vae, visits.home, dtype),
+            Sampler(
+                transformer, rule, warped_timesteps(m.denoising_steps, m.timestep_shift), m.context_timestep
+            ),
+            visits,
+        )
+
+    def encode(self, prompts: Sequence[str]) -> TextKV:
+        """Cross-attention keys and values of `prompts`."""
+        with self.visits.of(self.text_encoder):
+            text_BLD = self.text_encoder.encode(prompts)
+        return self.transformer.encode_text(text_BLD.to(self.visits.device))
+
+
+def merge_lora(model: CausalWanModel, path: str) -> None:
+    """Fold the LoRA at `path` into the weights. Raises ConfigError if it was made for another model."""
+    lora = read_lora(Path(path))
+    require_lora_fits(lora, model, Path(path))
+    MergedLinears(model, lora.scale).load(lora.tensors)

@@ -1,0 +1,153 @@
+"""`generate`: check everything, leave out what is done, make the rest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import typer
+
+from astrolabe_ray.cli.generate_plan import GeneratePlan, plan_generate
+from astrolabe_ray.cli.wiring import Wiring, WorkerRoom
+from astrolabe_ray.config.generate_options import GenerateOptions
+from astrolabe_ray.config.schema import ClusterConfig
+from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.report.run_dir import read_json
+from astrolabe_ray.video_folder import VideoFolder
+from astrolabe_ray.video_tasks import VideoTask
+
+
+def generate(options: GenerateOptions, wiring: Wiring) -> None:
+    """Make all videos that are not done. Raises ConfigError, before Ray starts, for what can't work."""
+    plan = plan_generate(options, wiring)
+    folder = VideoFolder(_writable(options.output_dir), options.samples_per_prompt)
+    records = folder.read()
+    todo = [task for task in plan.tasks if not folder.is_done(task, records.get(task.key))]
+    typer.echo("\n".join(plan_lines(plan, options, todo, folder)))
+    num_differ = sum(task.key in records for task in todo)
+    if len(todo) < len(plan.tasks) or num_differ:
+        kept = len(plan.tasks) - len(todo)
+        typer.echo(f"{kept} done before and kept, {num_differ} made again, {len(todo) - num_differ} new")
+    if todo:
+        (_make_here if options.local else _make_on_ray)(plan, options, todo, folder, wiring)
+    typer.echo(f"Results: {folder.results}")
+    if folder.average_scores.exists():
+        means = read_json(folder.average_scores)
+        typer.echo("Average: " + ", ".join(f"{key} {value:.4f}" for key, value in means.items()))
+
+
+def plan_lines(
+    plan: GeneratePlan, options: GenerateOptions, todo: Sequence[VideoTask], folder: VideoFolder
+) -> list[str]:
+    """What will be made, aligned in two columns."""
+    m, longest = plan.spec.model, max((task.plan for task in plan.tasks), key=lambda plan: plan.num_chunks)
+    num_frames = longest.first_frame(longest.num_chunks, m.chunk_frames)
+    window = "all" if m.window_frames is None else m.window_frames
+    rows = {
+        "model": f"{m.base_model} in {m.path}, {m.dtype}"
+        + (f", LoRA {plan.spec.lora}" if plan.spec.lora else ""),
+        "videos": f"{len(plan.tasks)}, up to {num_frames} frames ({num_frames / m.fps:.1f} s) of "
+        f"{m.height}x{m.width} at {m.fps} fps in {longest.num_chunks} chunks",
+        "sampling": f"steps {','.join(map(str, m.denoising_steps))}, shift {m.timestep_shift:g}, chunks of "
+        f"{m.chunk_frames}, window {window}, sink {m.sink_frames}, {m.rope} positions",
+        "folder": str(folder.path),
+    }
+    lines = [f"{name:>10}  {text}" for name, text in rows.items()]
+    if options.num_frames not in (None, num_frames):
+        lines.append(f"      note  not {options.num_frames} frames: the nearest whole number of chunks")
+    if m.window_frames is None and longest.num_chunks * m.chunk_frames > m.num_latent_frames:
+        lines.append("      note  every chunk sees all earlier ones, so memory grows; see --window-frames")
+    if todo and len(todo[0].plan.scenes) > 1:
+        lines += _scene_lines(todo[0], plan)
+    return lines
+
+
+def _scene_lines(task: VideoTask, plan: GeneratePlan) -> list[str]:
+    """When each scene of a video starts."""
+    m = plan.spec.model
+    lines = []
+    for scene in task.plan.scenes:
+        start_s = task.plan.first_frame(scene.start_chunk, m.chunk_frames) / m.fps
+        how = "start" if scene.start_chunk == 0 else "cut" if scene.is_cut else "soft"
+        lines.append(f"{'scene':>10}  {start_s:6.1f} s  {how:5}  {scene.prompt}")
+    return lines
+
+
+def _writable(output_dir: str) -> Path:
+    folder = Path(output_dir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise ConfigError(f"--output-dir {folder} can't be written: {error.strerror}; name another") from None
+    return folder.resolve()
+
+
+def _make_here(
+    plan: GeneratePlan,
+    options: GenerateOptions,
+    todo: Sequence[VideoTask],
+    folder: VideoFolder,
+    wiring: Wiring,
+) -> None:
+    asyncio.run(_make(plan, options, todo, folder, wiring, room=None))
+
+
+def _make_on_ray(
+    plan: GeneratePlan,
+    options: GenerateOptions,
+    todo: Sequence[VideoTask],
+    folder: VideoFolder,
+    wiring: Wiring,
+) -> None:
+    import ray
+
+    from astrolabe_ray.runtime.cluster import connect
+    from astrolabe_ray.runtime.preflight import require_one_checkout
+
+    require_one_checkout()
+    room = WorkerRoom(min(options.workers, len(todo)), options.cpus_per_worker, plan.num_gpus)
+    wanted_cpus = room.num_workers * room.num_cpus + sum(reward.num_cpus for reward in plan.rewards)
+    cluster = connect(ClusterConfig(), min_cpus=wanted_cpus)
+    try:
+        typer.echo(f"{'cluster':>10}  {cluster.address}, dashboard {cluster.dashboard_url or 'off'}")
+        num_gpus = ray.cluster_resources().get("GPU", 0.0)
+        if room.num_workers * room.num_gpus > num_gpus:
+            raise ConfigError(
+                f"{room.num_workers} workers with {room.num_gpus:g} GPU each do not fit the cluster's "
+                f"{num_gpus:g} GPUs; use fewer --workers, or --gpus-per-worker 0 for the CPU"
+            )
+        asyncio.run(_make(plan, options, todo, folder, wiring, room))
+    finally:
+        ray.shutdown()
+
+
+async def _make(
+    plan: GeneratePlan,
+    options: GenerateOptions,
+    todo: Sequence[VideoTask],
+    folder: VideoFolder,
+    wiring: Wiring,
+    room: WorkerRoom | None,
+) -> None:
+    """`room`: of workers on Ray; None: everything in this process."""
+    from astrolabe_ray.metrics.video_console import VideoConsole
+    from astrolabe_ray.video_run import VideoRun
+
+    rewards = wiring.make_video_rewards(plan.rewards, room is None) if plan.rewards else None
+    spec = plan.spec if rewards is None else replace(plan.spec, views=rewards.views)
+    pool = wiring.make_video_pool(spec, room)
+    with VideoConsole(len(todo), sum(task.plan.num_chunks for task in todo)) as console:
+        try:
+            if rewards is not None:
+                await rewards.start()
+            await pool.start()
+            run = VideoRun(pool, folder, console, spec.model.fps, spec.with_files, spec.is_stream, rewards)
+            await run.make(todo, options.batch_size)
+        finally:
+            await pool.stop()
+            if rewards is not None:
+                await rewards.stop()

@@ -1,0 +1,167 @@
+"""Makes many videos with a pool of workers, and keeps a record of each as soon as it is done. No Ray here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from astrolabe_ray.report.run_dir import write_bytes
+from astrolabe_ray.roles import RewardPool
+from astrolabe_ray.types import PolicyVersion, Rollout, Scores
+from astrolabe_ray.video_folder import GrowingFile, VideoFolder
+from astrolabe_ray.video_tasks import FinishedVideos, VideoPiece, VideoPool, VideoTask
+
+BATCHES_PER_WORKER = 2
+"""In flight while videos are scored, so that no worker waits for scores."""
+
+
+class VideoProgress(Protocol):
+    """Who is told how far it is."""
+
+    def chunks(self, change: int) -> None:
+        """So many chunks more; fewer than none when a batch is begun again."""
+        ...
+
+    def finished(self, task: VideoTask, record: Mapping[str, Any]) -> None: ...
+
+
+@dataclass
+class VideoRun:
+    """Everything that stays the same while videos are made."""
+
+    pool: VideoPool
+    folder: VideoFolder
+    progress: VideoProgress
+    fps: int
+    with_files: bool = True
+    is_stream: bool = False
+    rewards: RewardPool | None = None
+    _records: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+
+    async def make(self, tasks: Sequence[VideoTask], batch_size: int) -> None:
+        """Make `tasks` and add their records to the folder's; records that they had are void at once.
+
+        Produces: files and records. Waits for: free workers. Bounded by: the batches in flight. The
+        first failure ends it; what is recorded by then need not be made again.
+        """
+        void = {task.key for task in tasks}
+        self._records = {key: record for key, record in self.folder.read().items() if key not in void}
+        self.folder.write(self._records)
+        waiting = deque(batches(tasks, batch_size))
+
+        async def work() -> None:
+            while waiting:
+                await self._make_batch(waiting.popleft())
+
+        per_worker = 1 if self.rewards is None else BATCHES_PER_WORKER
+        workers = [asyncio.ensure_future(work()) for _ in range(self.pool.capacity * per_worker)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _make_batch(self, tasks: Sequence[VideoTask]) -> None:
+        receiver = _Receiver(self)
+        try:
+            made = await self.pool.make(tasks, receiver)
+            scores = await self._scores(tasks, made)
+        finally:
+            receiver.close()
+        for number, task in enumerate(tasks):
+            self._keep_files(task, made, number, receiver)
+            record = self._record(task, made, scores[number] if scores else None)
+            self._records[task.key] = record
+            self.progress.finished(task, record)
+        self.folder.write(self._records)
+
+    async def _scores(self, tasks: Sequence[VideoTask], made: FinishedVideos) -> list[Scores]:
+        if self.rewards is None:
+            return []
+        return await self.rewards.score(
+            [
+                Rollout(
+                    group_id=f"video-{task.prompt_index}",
+                    index=task.sample,
+                    prompt=task.plan.scenes[0].prompt,
+                    seed=task.seed,
+                    policy_version=PolicyVersion(),
+                    actor=made.worker,
+                    latents=None,
+                    views=views,
+                )
+                for task, views in zip(tasks, made.views, strict=True)
+            ]
+        )
+
+    def _keep_files(self, task: VideoTask, made: FinishedVideos, number: int, receiver: _Receiver) -> None:
+        if self.with_files and not self.is_stream:
+            write_bytes(self.folder.video(task), made.parts[number])
+        elif self.with_files:
+            receiver.finish(task, made.parts[number])
+        if made.sheets:
+            write_bytes(self.folder.sheet(task), made.sheets[number])
+
+    def _record(self, task: VideoTask, made: FinishedVideos, scores: Scores | None) -> dict[str, Any]:
+        video = self.folder.video(task).relative_to(self.folder.path).as_posix()
+        record: dict[str, Any] = {
+            "id": task.prompt_index,
+            "sample": task.sample,
+            "prompt": task.prompt,
+            "seed": task.seed,
+            "video": video if self.with_files else None,
+            "num_frames": made.num_frames,
+            "fps": self.fps,
+            "seconds": round(made.seconds, 3),
+            "settings": task.fingerprint,
+        }
+        return record if scores is None else record | {"scores": scores.values}
+
+
+class _Receiver:
+    """Fulfils `VideoWatcher` for one batch: counts chunks, and writes what is streamed."""
+
+    def __init__(self, run: VideoRun) -> None:
+        self._run = run
+        self._files: dict[tuple[int, int], GrowingFile] = {}
+        self._num_chunks = 0
+
+    def begin(self, tasks: Sequence[VideoTask]) -> None:
+        self._run.progress.chunks(-self._num_chunks * len(tasks))
+        self._num_chunks = 0
+        self.close()
+        if self._run.is_stream:
+            self._files = {task.key: GrowingFile(self._run.folder.video(task)) for task in tasks}
+
+    def take(self, tasks: Sequence[VideoTask], piece: VideoPiece) -> None:
+        self._run.progress.chunks((piece.num_chunks - self._num_chunks) * len(tasks))
+        self._num_chunks = piece.num_chunks
+        for task, part in zip(tasks, piece.parts, strict=True):
+            if self._run.is_stream:
+                self._files[task.key].add(part)
+
+    def finish(self, task: VideoTask, part: bytes) -> None:
+        """The last bytes of a streamed file."""
+        with self._run.folder.video(task).open("ab") as file:
+            file.write(part)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+def batches(tasks: Sequence[VideoTask], batch_size: int) -> list[tuple[VideoTask, ...]]:
+    """Tasks in their order, in batches within which all scenes start and cut at the same chunks."""
+    alike: dict[object, list[VideoTask]] = {}
+    for task in tasks:
+        alike.setdefault(task.plan.structure, []).append(task)
+    found = [
+        tuple(group[start : start + batch_size])
+        for group in alike.values()
+        for start in range(0, len(group), batch_size)
+    ]
+    return sorted(found, key=lambda batch: batch[0].key)

@@ -1,0 +1,99 @@
+"""The options of `generate` by all their names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from astrolabe_ray.config.generate_options import (
+    OTHER_NAMES,
+    GenerateOptions,
+    generate_options,
+    option_name,
+)
+from astrolabe_ray.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("written", "ours"),
+    [
+        ("--prompt_file", "prompt-file"),
+        ("num_frame_per_block", "chunk-frames"),
+        ("local-attn-size", "window-frames"),
+        ("max_samples", "num-prompts"),
+        ("mixed_precision", "dtype"),
+        ("prompt", "prompt"),
+    ],
+)
+def test_options_are_known_by_the_names_of_other_programs(written: str, ours: str) -> None:
+    """Scripts that were written for them would end at the first flag."""
+    assert option_name(written) == ours
+
+
+def test_every_other_name_stands_for_an_option() -> None:
+    """A name in the table that leads nowhere."""
+    ours = {name.replace("_", "-") for name in GenerateOptions.model_fields}
+    assert {name for name in OTHER_NAMES.values() if name not in ours} == {"config-file", "no-save-videos"}
+    assert not ours & OTHER_NAMES.keys()
+
+
+def test_an_option_that_would_do_nothing_is_refused_with_the_reason() -> None:
+    """Somebody would tune a scale that is not looked at."""
+    with pytest.raises(ConfigError, match=r"--guidance-scale .* without guidance"):
+        option_name("--guidance_scale")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".yaml"])
+def test_what_is_typed_counts_more_than_what_a_file_says(tmp_path: Path, suffix: str) -> None:
+    """The command line would be ignored without a word."""
+    values = {"seed": 3, "num_frame_per_block": 2, "denoising-steps": [1000, 500], "mixed_precision": "bf16"}
+    file = tmp_path / f"options{suffix}"
+    lines = "\n".join(f"{name}: {value}" for name, value in values.items())
+    file.write_text(json.dumps(values) if suffix == ".json" else lines)
+    options = generate_options({"prompt": "a", "seed": 5, "window_frames": "all", "height": None}, file)
+    assert options == GenerateOptions(
+        prompt="a",
+        seed=5,
+        chunk_frames=2,
+        denoising_steps=(1000, 500),
+        dtype="bfloat16",
+        window_frames=-1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("sed: 3", "no option 'sed'; did you mean 'seed'?"),
+        ("guidance_scale: 3", "without guidance"),
+        ("seed: [", "can't read the options"),
+        ("- seed", "holds no options"),
+        ("seed: many", "seed = 'many': must be a whole number"),
+    ],
+)
+def test_a_mistake_in_a_file_is_named(tmp_path: Path, content: str, words: str) -> None:
+    """An option that is spelt wrong has no effect."""
+    (tmp_path / "options.yaml").write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        generate_options({}, tmp_path / "options.yaml")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ({"denoising_steps": "1000;500"}, "is no list of numbers"),
+        ({"dtype": "fp16"}, "overflows"),
+        ({"dtype": "int8"}, "one of 'float32' or 'bfloat16'"),
+        ({"rewards": '{"tiny_clip": 1.0}'}, "without weights"),
+        ({"batch_size": 0}, "greater than 0"),
+        ({"window_frames": "some"}, "a whole number"),
+    ],
+)
+def test_a_value_out_of_range_is_named(typed: dict[str, object], words: str) -> None:
+    """It would be found minutes later inside a worker."""
+    with pytest.raises(ConfigError) as caught:
+        generate_options(typed)
+    assert words in str(caught.value)

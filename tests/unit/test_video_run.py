@@ -1,0 +1,178 @@
+"""Many videos: batches, records, what a rerun keeps and what it makes again."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from astrolabe_ray.errors import InfraFailure
+from astrolabe_ray.metrics.video_console import VideoConsole
+from astrolabe_ray.types import FrameSpec, Rollout, Scores
+from astrolabe_ray.video_folder import VideoFolder
+from astrolabe_ray.video_run import VideoRun, batches
+from astrolabe_ray.video_tasks import (
+    FinishedVideos,
+    PlannedScene,
+    VideoPiece,
+    VideoPlan,
+    VideoTask,
+    VideoWatcher,
+)
+
+
+def task(number: int, *, sample: int = 0, num_chunks: int = 2, fingerprint: str = "same") -> VideoTask:
+    plan = VideoPlan((PlannedScene(f"prompt {number}", 0),), num_chunks)
+    return VideoTask(number, sample, f"prompt {number}", 10 * number + sample, plan, fingerprint)
+
+
+class FakePool:
+    """Makes each video of its seed and number of chunks; `before_chunk` may raise or look around."""
+
+    def __init__(self, capacity: int = 2, before_chunk: Callable[[int], None] = lambda number: None) -> None:
+        self.capacity, self._before_chunk = capacity, before_chunk
+        self.batches: list[tuple[int, ...]] = []
+        self.num_dying = 0
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def make(self, tasks: Sequence[VideoTask], watcher: VideoWatcher) -> FinishedVideos:
+        self.batches.append(tuple(task.prompt_index for task in tasks))
+        if self.num_dying:  # a worker that dies after its first chunk
+            self.num_dying -= 1
+            watcher.begin(tasks)
+            watcher.take(tasks, VideoPiece(1, tuple(b"torn" for _ in tasks)))
+        watcher.begin(tasks)
+        for number in range(1, tasks[0].plan.num_chunks + 1):
+            await asyncio.sleep(0)
+            self._before_chunk(number)
+            watcher.take(
+                tasks, VideoPiece(number, tuple(f"{task.seed}:{number} ".encode() for task in tasks))
+            )
+        ends = tuple(f"end of {task.seed}".encode() for task in tasks)
+        views = tuple((f"view of {task.seed}",) for task in tasks)
+        return FinishedVideos(5, 0.5, ends, (b"png",) * len(tasks), "fake", views)
+
+
+class FakeRewards:
+    """Scores a video by its seed, after looking at what it got."""
+
+    views = (FrameSpec(),)
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[Scores]:
+        assert all(rollout.views == (f"view of {rollout.seed}",) for rollout in rollouts)
+        assert all(rollout.prompt == f"prompt {rollout.seed // 10}" for rollout in rollouts)
+        return [Scores({"size": float(rollout.seed)}) for rollout in rollouts]
+
+
+def make(
+    folder: VideoFolder, tasks: Sequence[VideoTask], pool: FakePool, *, batch_size: int = 2, **options: object
+) -> str:
+    """Run, and return what a log shows of it."""
+    log = io.StringIO()
+    with VideoConsole(len(tasks), sum(task.plan.num_chunks for task in tasks), Console(file=log)) as console:
+        run = VideoRun(pool, folder, console, fps=8, **options)  # type: ignore[arg-type]
+        asyncio.run(run.make(tasks, batch_size))
+    return log.getvalue()
+
+
+def test_batches_hold_videos_of_one_structure_in_order() -> None:
+    """Videos whose scenes start at different chunks would get each other's prompts."""
+    two = VideoPlan((PlannedScene("a", 0), PlannedScene("b", 1)), 2)
+    cut = VideoPlan((PlannedScene("c", 0), PlannedScene("d", 1, True)), 2)
+    plans = [two, cut, task(0).plan, two, two, cut]
+    tasks = [VideoTask(number, 0, "", number, plan, "") for number, plan in enumerate(plans)]
+    found = [tuple(task.prompt_index for task in batch) for batch in batches(tasks, 2)]
+    assert found == [(0, 3), (1, 5), (2,), (4,)]
+
+
+def test_every_video_gets_its_file_sheet_and_record(tmp_path: Path) -> None:
+    """A record that points to another video's file is worse than none."""
+    folder = VideoFolder(tmp_path, samples_per_prompt=2)
+    tasks = [task(n, sample=s) for n in (2, 0, 1) for s in (0, 1)]
+    log = make(folder, tasks, FakePool(), rewards=FakeRewards())
+    records = [json.loads(line) for line in folder.results.read_text().splitlines()]
+    assert [(r["id"], r["sample"]) for r in records] == [(n, s) for n in range(3) for s in (0, 1)]
+    for record in records:
+        seed = 10 * record["id"] + record["sample"]
+        assert record["video"] == f"videos/{record['id']:05d}-{record['sample']:02d}.mp4"
+        assert (tmp_path / record["video"]).read_bytes() == f"end of {seed}".encode()
+        assert record["scores"] == {"size": seed}
+        assert (record["num_frames"], record["fps"], record["prompt"]) == (5, 8, f"prompt {record['id']}")
+    assert len(list((tmp_path / "sheets").iterdir())) == 6
+    assert json.loads(folder.average_scores.read_text()) == {"size": (0 + 1 + 10 + 11 + 20 + 21) / 6}
+    assert len(log.splitlines()) == 6 and "6/6" in log
+
+
+def test_a_streamed_file_grows_and_starts_anew_after_a_death(tmp_path: Path) -> None:
+    """Bytes of a dead worker's video at the head of its successor's: no player reads that."""
+    folder, seen = VideoFolder(tmp_path), []
+    pool = FakePool(1, lambda number: seen.append(folder.video(task(3)).read_bytes()))
+    pool.num_dying = 1
+    make(folder, [task(3)], pool, is_stream=True)
+    assert seen == [b"", b"30:1 "]
+    assert folder.video(task(3)).read_bytes() == b"30:1 30:2 end of 30"
+
+
+def test_a_rerun_finds_what_is_done_and_what_differs(tmp_path: Path) -> None:
+    """Hours of work made again, or a video of other settings taken for the one that was asked for."""
+    folder = VideoFolder(tmp_path)
+    make(folder, [task(0), task(1), task(2)], FakePool())
+    folder.video(task(2)).unlink()
+    records = folder.read()
+    wanted = [task(0), task(1, fingerprint="other"), task(2), task(3)]
+    done = [folder.is_done(wish, records.get(wish.key)) for wish in wanted]
+    assert done == [True, False, False, False]
+
+
+def test_the_first_failure_ends_a_run_and_what_is_done_stays(tmp_path: Path) -> None:
+    """A record of a video that was being overwritten when it failed would keep a torn file."""
+    folder = VideoFolder(tmp_path)
+    make(folder, [task(0), task(1)], FakePool())
+
+    def fail(number: int) -> None:
+        raise InfraFailure("all workers are gone")
+
+    with pytest.raises(InfraFailure, match="gone"):
+        make(folder, [task(1, fingerprint="other")], FakePool(1, fail), is_stream=True)
+    assert list(folder.read()) == [(0, 0)], "the record of 1 was void as soon as it was begun again"
+    pool = FakePool(1)
+
+    def fail_late(number: int) -> None:
+        if len(pool.batches) == 3:
+            raise InfraFailure("all workers are gone")
+
+    pool._before_chunk = fail_late
+    with pytest.raises(InfraFailure, match="gone"):
+        make(folder, [task(n) for n in range(1, 6)], pool, batch_size=1)
+    assert list(folder.read()) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_scores_of_an_earlier_run_do_not_outlive_it(tmp_path: Path) -> None:
+    """An average of videos that are no longer there."""
+    folder = VideoFolder(tmp_path)
+    make(folder, [task(1)], FakePool(), rewards=FakeRewards())
+    assert folder.average_scores.exists()
+    make(folder, [task(1)], FakePool())
+    assert not folder.average_scores.exists()
+
+
+def test_without_files_the_record_says_so(tmp_path: Path) -> None:
+    """A path to a file that was never written."""
+    folder = VideoFolder(tmp_path)
+    make(folder, [task(1)], FakePool(), with_files=False)
+    (record,) = folder.read().values()
+    assert record["video"] is None
+    assert not (tmp_path / "videos").exists()
+    assert folder.is_done(task(1), record)

@@ -1,0 +1,220 @@
+"""One worker: files that grow, contact sheets, beginnings that are given, and batches."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from actors.scene_sheet import CUT, SOFT, START, SceneSheet
+from actors.scenes import parse_scenes, plan_scenes
+from actors.video_models import VideoModels, merge_lora
+from actors.video_worker import VideoWorker
+from astrolabe_ray.config.schema import LoraConfig, ModelConfig
+from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.models.lora import adapter_tensors, add_adapters
+from astrolabe_ray.models.registry import load_transformer, resolve
+from astrolabe_ray.report.video import decode_mp4, encode_mp4
+from astrolabe_ray.types import FrameSpec
+from astrolabe_ray.video_tasks import FinishedVideos, VideoModelSpec, VideoPiece, VideoTask
+from tests.small_run import HOSTILE, moving_square
+from tests.tiny_model import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> VideoModelSpec:
+    root = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+    return VideoModelSpec(ModelConfig(path=str(root)))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def worker(spec: VideoModelSpec, **changes: object) -> VideoWorker:
+    made = VideoWorker(replace(spec, **changes), "worker")  # type: ignore[arg-type]
+    made.setup()
+    return made
+
+
+def task(prompt: str, number: int = 0) -> VideoTask:
+    plan = plan_scenes(parse_scenes(prompt), fps=8, chunk_frames=3, default_chunks=2)
+    return VideoTask(number, 0, prompt, 100 + number, plan, f"print-{number}")
+
+
+def all_of(worker: VideoWorker, tasks: Sequence[VideoTask]) -> tuple[list[VideoPiece], FinishedVideos, list]:
+    *pieces, finished, views = [], None, []
+    pieces: list[VideoPiece] = []
+    for value in worker.make(tasks):
+        if isinstance(value, VideoPiece):
+            pieces.append(value)
+        elif isinstance(value, FinishedVideos):
+            finished = value
+        else:
+            views.append(value)
+    assert finished is not None
+    return pieces, finished, views
+
+
+def test_a_streamed_file_plays_before_the_video_is_finished(spec: VideoModelSpec) -> None:
+    """An mp4 with its index at the end is a file of garbage until then."""
+    streaming = worker(spec, is_stream=True)
+    content, seen = b"", []
+    for value in streaming.make([task("a[3s] | red circle[3s#] | blue square[3s]")]):
+        content += value.parts[0] if isinstance(value, (VideoPiece, FinishedVideos)) else b""
+        with av.open(io.BytesIO(content)) as file:
+            frames = list(file.decode(video=0))
+        seen.append(len(frames))
+        assert frames[-1].time == pytest.approx((len(frames) - 1) / 8)
+    made = [9, 21, 30, 42, 54, 66, 66]
+    assert seen == [number - 1 for number in made[:-1]] + [66], "the newest frame may wait for its successor"
+
+
+def test_a_streamed_file_holds_the_same_video(spec: VideoModelSpec) -> None:
+    """Chunks that are encoded anew each time would flicker where they meet."""
+    tasks = [task("a", 0), task("red circle", 1)]
+    pieces, finished, _ = all_of(worker(spec, is_stream=True), tasks)
+    whole_pieces, whole, views = all_of(worker(spec, views=(FrameSpec(),)), tasks)
+    assert all(part == b"" for piece in whole_pieces for part in piece.parts)
+    for number, view in enumerate(views):
+        grown = b"".join(piece.parts[number] for piece in pieces) + finished.parts[number]
+        small = [decode_mp4(content)[0][:, :, 3::6, 3::6] for content in (grown, whole.parts[number])]
+        for video in small:
+            assert video.shape == view.shape == (21, 3, 32, 32)
+            # 4:2:0 blurs colour at edges, and this video is noise
+            assert np.abs(video.astype(int) - view).mean() < 15
+            assert np.corrcoef(video.ravel(), view.ravel())[0, 1] > 0.8
+
+
+def test_a_file_says_what_it_shows(spec: VideoModelSpec) -> None:
+    """A video that was copied out of its folder and can't be traced to prompt and seed."""
+    prompt = HOSTILE.replace("[", "").replace("|", "")
+    _, finished, _ = all_of(worker(spec), [task(prompt)])
+    facts = json.loads(decode_mp4(finished.parts[0])[1])
+    assert (facts["prompt"], facts["seed"], facts["settings"]) == (prompt, 100, "print-0")
+    assert facts["model"]["path"] == spec.model.path
+
+
+def test_views_come_last_and_in_the_order_of_the_videos(spec: VideoModelSpec) -> None:
+    """A scorer would judge one video by the prompt of another."""
+    both = (FrameSpec(), FrameSpec(num_frames=2, height=16, width=16))
+    tasks = [task("a", 0), task("red circle", 1)]
+    _, finished, views = all_of(worker(spec, views=both, with_files=False), tasks)
+    assert finished.parts == (b"", b"")
+    assert [view.shape for view in views] == [(21, 3, 32, 32), (2, 3, 16, 16)] * 2
+    _, _, alone = all_of(worker(spec, views=both[:1], with_files=False, with_sheets=False), tasks[1:])
+    assert np.abs(alone[0].astype(int) - views[2]).max() <= 1
+
+
+def test_a_video_file_is_gone_on_from(spec: VideoModelSpec, tmp_path: Path) -> None:
+    """The wrong end of the file, or the wrong size, and the continuation has nothing to do with it."""
+    file = tmp_path / "given.mp4"
+    long = moving_square(frames=40, side=192)
+    file.write_bytes(encode_mp4(long, fps=8, comment=""))
+    pieces, finished, (view,) = all_of(
+        worker(spec, initial=str(file), views=(FrameSpec(),)), [task("a[3s] | red circle[3s]")]
+    )
+    given = 4 * (9 - 1) + 1  # the last 33 of 40 frames, three chunks
+    assert finished.num_frames == len(view) == given + 4 * 12
+    assert [piece.num_chunks for piece in pieces] == [0, 0, 0, 1, 2, 3, 4]
+    small = torch.from_numpy(decode_mp4(file.read_bytes())[0][-given:, :, 3::6, 3::6].copy())
+    vae = VideoModels.load(spec).vae
+    expected = vae.decode(vae.encode(small.float()[None] / 127.5 - 1))[0]
+    shown = torch.from_numpy(view[:given]).float() / 127.5 - 1
+    assert (shown - expected).abs().mean() < 0.05
+    sheet = cv2.imdecode(np.frombuffer(finished.sheets[0], np.uint8), cv2.IMREAD_COLOR)
+    assert sheet is not None and sheet.shape[0] == 3 * (22 + 96 + 16), "the given part has a row of its own"
+
+
+def test_latents_are_gone_on_from(spec: VideoModelSpec, tmp_path: Path) -> None:
+    """What was sampled is continued without a detour over pixels."""
+    latents = torch.randn(7, 4, 4, 4)
+    save_file({"latents": latents}, tmp_path / "given.safetensors")
+    made = worker(spec, initial=str(tmp_path / "given.safetensors"))
+    assert torch.equal(made._given_TCHW, latents[1:])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("text.mp4", b"no video", "can't read the video"),
+        ("short.mp4", encode_mp4(moving_square(frames=8), fps=8, comment=""), "has 8 frames, .* needs 9"),
+        ("text.safetensors", b"no latents", "can't read 'latents'"),
+    ],
+)
+def test_a_beginning_that_is_none_is_named(
+    spec: VideoModelSpec, tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    """A traceback of a library, or a video that starts from nothing."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=words):
+        worker(spec, initial=str(tmp_path / name))
+
+
+def test_latents_of_another_model_are_named(spec: VideoModelSpec, tmp_path: Path) -> None:
+    """Sixteen channels where four are needed fail somewhere inside a convolution."""
+    save_file({"latents": torch.zeros(3, 16, 4, 4)}, tmp_path / "given.safetensors")
+    with pytest.raises(ConfigError, match=r"shape \(3, 16, 4, 4\).*C, H, W = \(4, 4, 4\)"):
+        worker(spec, initial=str(tmp_path / "given.safetensors"))
+
+
+def test_a_lora_changes_the_model_as_peft_does(spec: VideoModelSpec, tmp_path: Path) -> None:
+    """A LoRA with the wrong scale, or none at all, is not seen in a video."""
+    model = load_transformer(resolve(spec.model.path), torch.float32, "cpu")
+    wrapped = add_adapters(model, LoraConfig(rank=4, alpha=8), ("default",))
+    for number, tensor in enumerate(adapter_tensors(wrapped, "default").values()):
+        torch.nn.init.normal_(tensor, std=0.2, generator=torch.Generator().manual_seed(number))
+    wrapped.save_pretrained(str(tmp_path / "lora"))
+    merged = load_transformer(resolve(spec.model.path), torch.float32, "cpu")
+    merge_lora(merged, str(tmp_path))  # found in its child lora/
+    expected = wrapped.base_model.merge_and_unload().state_dict()  # type: ignore[union-attr, operator]
+    for name, weight in merged.state_dict().items():
+        torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_lora_of_another_model_is_named(spec: VideoModelSpec, tmp_path: Path) -> None:
+    """Tensors that find no place would be left out without a word."""
+    save_file(
+        {"base_model.model.blocks.9.ffn.0.lora_A.weight": torch.zeros(1)},
+        tmp_path / "adapter_model.safetensors",
+    )
+    (tmp_path / "adapter_config.json").write_text('{"r": 1, "lora_alpha": 1}')
+    with pytest.raises(ConfigError, match="does not fit the model"):
+        worker(spec, lora=str(tmp_path))
+
+
+def test_a_contact_sheet_shows_each_scene_with_its_own_frames() -> None:
+    """A frame under the wrong title, or a transition that is not marked."""
+    scenes = parse_scenes("one[3s] | two[3s#] | three[1.5s]")
+    plan = plan_scenes(scenes, fps=8, chunk_frames=3, default_chunks=1)
+    starts, num_frames = [0, 21, 42], 54
+    assert plan.first_frame(plan.num_chunks, 3) == num_frames
+    video = np.zeros((num_frames, 3, 32, 32), np.uint8)
+    video += np.arange(num_frames, dtype=np.uint8)[:, None, None, None] * 4
+    sheet = SceneSheet(plan, chunk_frames=3, fps=8)
+    for part in np.split(video, [9, 21, 30]):
+        sheet.add(part)
+    picture = sheet.picture()
+    height = 22 + 96 + 16
+    assert picture.shape == (3 * height, 14 + 10 * (96 + 6), 3)
+    for row, (first, last, mark) in enumerate(zip(starts, [20, 41, 53], (START, CUT, SOFT), strict=True)):
+        middle = row * height + 22 + 48
+        levels = [int(picture[middle, 14 + column * 102 + 48, 0]) for column in range(10)]
+        assert levels[0] == first * 4 and levels[-1] == last * 4
+        assert levels == sorted(levels)
+        assert picture[middle, 3].tolist() == list(mark)
+    decoded = cv2.imdecode(np.frombuffer(sheet.png(), np.uint8), cv2.IMREAD_COLOR)
+    assert decoded is not None and (decoded[..., ::-1] == picture).all()
