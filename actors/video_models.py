@@ -79,7 +79,6 @@ class VideoModels:
         transformer = load_transformer(files, dtype, device)
         if spec.lora is not None:
             merge_lora(transformer, spec.lora)
-        transformer.join_projections()
         transformer.use_attention(choose_kernel(m.attention, device, dtype))
         text_len = transformer.architecture.text_len
         rule = ContextRule(m.chunk_frames, m.window_frames, m.sink_frames, m.rope)

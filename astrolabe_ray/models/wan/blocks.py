@@ -68,40 +68,8 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """Attention among the frames of the video; `self_attention` decides which see which."""
 
-    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
-        super().__init__(dim, num_heads, eps)
-        self._joint: tuple[Tensor, Tensor] | None = None
-
-    def join_projections(self) -> None:
-        """Lay the weights of q, k and v one behind the other, so that one product serves all three.
-
-        Names and values stay; writing into a weight writes into the joint one. For sampling: a layer
-        that is moved, copied or given adapters afterwards computes them one by one again.
-        """
-        linears = (self.q, self.k, self.v)
-        weight = torch.cat([linear.weight.detach() for linear in linears])
-        bias = torch.cat([linear.bias.detach() for linear in linears])
-        for linear, w, b in zip(linears, weight.chunk(3), bias.chunk(3), strict=True):
-            linear.weight.data, linear.bias.data = w, b
-        self._joint = weight, bias
-
     def forward(self, x_BLD: Tensor, self_attention: Attend) -> Tensor:
-        if self._joint is None or not self._is_joint():
-            qkv = (self.query(x_BLD), *self.keys_values(x_BLD))
-        else:
-            heads = (self.num_heads, -1)
-            q_BLD, k_BLD, v_BLD = F.linear(x_BLD, *self._joint).chunk(3, dim=-1)
-            qkv = (
-                self.norm_q(q_BLD).unflatten(-1, heads),
-                self.norm_k(k_BLD).unflatten(-1, heads),
-                v_BLD.unflatten(-1, heads),
-            )
-        return self.o(self_attention(*qkv).flatten(2))
-
-    def _is_joint(self) -> bool:
-        """Whether q is still a plain linear layer whose weight is the start of the joint one."""
-        assert self._joint is not None
-        return isinstance(self.q, nn.Linear) and self.q.weight.data_ptr() == self._joint[0].data_ptr()
+        return self.o(self_attention(self.query(x_BLD), *self.keys_values(x_BLD)).flatten(2))
 
 
 class CrossAttention(Attention):

@@ -163,11 +163,6 @@ class CausalWanModel(nn.Module):
         for block in self._blocks:
             block.cross_attn.kernel = KERNELS[name]
 
-    def join_projections(self) -> None:
-        """Prepare a model that samples only: see `SelfAttention.join_projections`."""
-        for block in self._blocks:
-            block.self_attn.join_projections()
-
     @torch.no_grad()
     def encode_text(self, text_BLD: Tensor) -> TextKV:
         """Cross-attention keys and values of text encoder output; once per prompt."""
