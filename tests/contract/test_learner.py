@@ -366,6 +366,21 @@ async def test_training_from_a_lora_is_training_its_merged_model_apart_from_wher
         assert 0 < second.metrics["kl_loss"] < 1e-2
 
 
+async def test_steps_from_a_lora_equal_a_plain_float64_learner_that_starts_there(
+    spec: LearnerSpec, initial_lora: tuple[Lora, Path]
+) -> None:
+    """A third adapter could take part in the forward, or the penalty pull to another place."""
+    spec = changed(spec, model={"lora_init": str(initial_lora[1])})
+    async with running(spec) as learner:
+        plain = PlainLearner(spec, initial_lora[0].tensors)
+        for step in range(2):
+            all_samples = samples(step, stale=2 if step else 0)
+            result = await learner.train(batch(step, all_samples[:2], all_samples[2:]))
+            for name, value in plain.train(all_samples, SEED).items():
+                assert result.metrics[name] == pytest.approx(value, rel=2e-5), name
+            assert_close(await published(learner), plain.old[result.version], atol=2e-6)
+
+
 @pytest.mark.parametrize("zero_stage", [2, 3])
 async def test_the_reference_of_a_run_from_a_lora_is_the_merged_model(
     spec: LearnerSpec, initial_lora: tuple[Lora, Path], zero_stage: int

@@ -352,11 +352,26 @@ def test_every_absent_file_is_named_at_once(base: Path, tmp_path: Path) -> None:
         files_of(ModelConfig(path=str(base), checkpoint_key="generator"))
 
 
-@pytest.mark.parametrize("read", [read_original_vae, read_original_text_encoder])
-def test_an_original_part_of_another_kind_is_named(read, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("read", "name", "message"),
+    [
+        (read_original_vae, "patch_embedding.weight", r"part\.pth is of no known kind, not a VAE"),
+        (read_original_vae, "token_embedding.weight", r"part\.pth is a text encoder, not a VAE"),
+        (
+            read_original_vae,
+            "decoder.conv_in.weight",
+            r"no original Wan VAE: it lacks encoder\.conv1",
+        ),
+        (read_original_text_encoder, "decoder.conv1.weight", r"part\.pth is a VAE, not a text encoder"),
+        (read_original_text_encoder, "shared.weight", r"no original UMT5: it lacks 'blocks\.0\."),
+    ],
+)
+def test_an_original_part_of_another_kind_is_named(
+    read: Callable[[Path], object], name: str, message: str, tmp_path: Path
+) -> None:
     """Two files under each other's names."""
-    torch.save({"patch_embedding.weight": torch.ones(1)}, tmp_path / "part.pth")
-    with pytest.raises(ConfigError, match=r"part\.pth is no original"):
+    torch.save({name: torch.ones(1, 1)}, tmp_path / "part.pth")
+    with pytest.raises(ConfigError, match=message):
         read(tmp_path / "part.pth")
 
 
