@@ -32,6 +32,7 @@ class PlainLearner:
         self.default = {name: t.double().clone() for name, t in initial.items()}
         self.old = {PolicyVersion(): dict(self.default)}
         self.ema = dict(self.default)
+        self.reference = {} if spec.model.lora_init is None else dict(self.default)
         self.m = {name: torch.zeros_like(t) for name, t in self.default.items()}
         self.v = {name: torch.zeros_like(t) for name, t in self.default.items()}
         self.step = 0
@@ -67,7 +68,10 @@ class PlainLearner:
             at = ((1 - sigma) * x0 + sigma * noise, table[i], x0, sample.prompt)
             new = self.predict_x0(adapter, *at)
             with torch.no_grad():
-                old, base = self.predict_x0(self.old[sample.policy_version], *at), self.predict_x0({}, *at)
+                old, base = (
+                    self.predict_x0(self.old[sample.policy_version], *at),
+                    self.predict_x0(self.reference, *at),
+                )
             positive = a.nft_beta * new + (1 - a.nft_beta) * old
             negative = (1 + a.nft_beta) * old - a.nft_beta * new
             nft = r * ((positive - x0) ** 2).mean() + (1 - r) * ((negative - x0) ** 2).mean()

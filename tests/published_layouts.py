@@ -10,6 +10,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
+from astrolabe_ray.models.registry import load_transformer, resolve
 from tests.random_wan import ARCHITECTURE
 from tests.tiny_model import WORDS, write_tokenizer
 
@@ -167,3 +168,13 @@ def diffusers_transformer() -> WanTransformer3DModel:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3 if parameter.dim() > 1 else 0.5)
     return model
+
+
+def wrapped(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def loaded(base: Path, checkpoint: Path, key: str | None = None) -> dict[str, Tensor]:
+    """The transformer's tensors, by the code that loads the real ones."""
+    files = resolve(str(base), checkpoint=str(checkpoint), checkpoint_key=key)
+    return dict(load_transformer(files, torch.float32, "cpu").state_dict())

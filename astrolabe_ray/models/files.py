@@ -128,8 +128,8 @@ def require_lora_size(lora_init: Path, size: tuple[int, float], config: LoraConf
     if (rank, alpha) != (config.rank, config.alpha):
         raise ConfigError(
             f"model.lora_init {lora_init} has rank {rank} and alpha {alpha:g}, but lora.rank is "
-            f"{config.rank} and lora.alpha {config.alpha}. "
-            f"Use --config.lora.rank={rank} --config.lora.alpha={alpha:g}."
+            f"{config.rank} and lora.alpha {config.alpha}. Use --config.lora.rank={rank} "
+            f"--config.lora.alpha={alpha:g}."
         )
 
 

@@ -12,7 +12,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.checkpoints import load_strict
-from astrolabe_ray.models.weight_files import kind_of, read_pickled
+from astrolabe_ray.models.weight_files import read_pickled, require_kind
 
 # What no tensor's shape tells; the sizes of UMT5-XXL follow from its tensors.
 FEED_FORWARD = "gated-gelu"
@@ -37,13 +37,11 @@ def read_original_text_encoder(path: Path) -> UMT5EncoderModel:
     Raises ConfigError if the file is damaged, of another kind or does not hold exactly an encoder.
     """
     loaded = read_pickled(path)
-    kind = kind_of([str(name) for name in loaded])
-    if kind != "a text encoder" or _EMBEDDING not in loaded:
-        raise ConfigError(f"{path} is {kind if kind not in (None, 'a text encoder') else 'no original UMT5'}")
+    require_kind(loaded, "a text encoder", path)
     try:
         config = _config(loaded)
     except KeyError as missing:
-        raise ConfigError(f"{path} lacks {missing}, without which its sizes are unknown") from None
+        raise ConfigError(f"{path} is no original UMT5: it lacks {missing}") from None
     with torch.device("meta"):
         network = UMT5EncoderModel(config)
     load_strict(network, _renamed(loaded), path)

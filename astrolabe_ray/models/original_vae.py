@@ -13,7 +13,7 @@ from torch import Tensor
 
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.checkpoints import load_strict
-from astrolabe_ray.models.weight_files import kind_of, read_pickled
+from astrolabe_ray.models.weight_files import read_pickled, require_kind
 
 # Of the 16 latent channels; the file itself does not hold them.
 LATENTS_MEAN = (
@@ -46,9 +46,10 @@ def read_original_vae(path: Path) -> AutoencoderKLWan:
     Raises ConfigError if the file is damaged, of another kind or no Wan 2.1 VAE.
     """
     loaded = read_pickled(path)
-    kind = kind_of([str(name) for name in loaded])
-    if kind != "a VAE" or "encoder.conv1.weight" not in loaded or "conv2.weight" not in loaded:
-        raise ConfigError(f"{path} is {kind if kind not in (None, 'a VAE') else 'no original Wan VAE'}")
+    require_kind(loaded, "a VAE", path)
+    absent = [name for name in ("encoder.conv1.weight", "conv2.weight") if name not in loaded]
+    if absent:
+        raise ConfigError(f"{path} is no original Wan VAE: it lacks {', '.join(absent)}")
     z_dim = loaded["conv2.weight"].shape[0]
     if z_dim != len(LATENTS_MEAN):
         raise ConfigError(f"{path} has {z_dim} latent channels, the VAE of Wan 2.1 has {len(LATENTS_MEAN)}")

@@ -67,6 +67,13 @@ def kind_of(names: Collection[str]) -> str | None:
     )
 
 
+def require_kind(names: Collection[str], wanted: str, path: Path) -> None:
+    """Raises ConfigError saying what the file is, if its tensors' names are not those of `wanted`."""
+    kind = kind_of(names)
+    if kind != wanted:
+        raise ConfigError(f"{path} is {kind or 'of no known kind'}, not {wanted}")
+
+
 def _defect(path: Path) -> str | None:
     """What a file that can't be read turns out to be, if its beginning tells."""
     size = path.stat().st_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,25 +18,26 @@ from actors.rollout_actor import RolloutActor, RolloutActorSpec
 from astrolabe_ray.config.base_models import TEXT_ENCODER_FILE, TOKENIZER_DIR
 from astrolabe_ray.config.schema import LoraConfig, ModelConfig
 from astrolabe_ray.errors import ConfigError
-from astrolabe_ray.models.files import anywhere, files_of, resolve
+from astrolabe_ray.models.files import anywhere, resolve
 from astrolabe_ray.models.lora import block_linears
 from astrolabe_ray.models.original_text_encoder import read_original_text_encoder
-from astrolabe_ray.models.original_vae import LATENTS_MEAN, LATENTS_STD, read_original_vae, renamed
+from astrolabe_ray.models.original_vae import LATENTS_MEAN, LATENTS_STD, renamed
 from astrolabe_ray.models.registry import load_transformer, mapped_transformer
 from astrolabe_ray.models.text_encoder import TextEncoder
 from astrolabe_ray.models.vae import VideoVAE
-from astrolabe_ray.models.wan.architecture import WAN_1_3B, WAN_14B
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.models.wan.names import bare_name, from_diffusers, to_diffusers
 from astrolabe_ray.types import FrameSpec, PolicyVersion, RolloutRequest
 from astrolabe_ray.weights.pack import pack
 from tests.published_layouts import (
     diffusers_transformer,
+    loaded,
     original_text_encoder_shapes,
     original_vae_shapes,
     random_tensors,
     transformer_shapes,
     transformer_tensors,
+    wrapped,
     write_original_base,
 )
 from tests.tiny_model import write_tiny_model
@@ -46,15 +46,6 @@ from tests.tiny_model import write_tiny_model
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_original_base(tmp_path_factory.mktemp("wan") / "Wan2.1-tiny")
-
-
-def wrapped(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def loaded(base: Path, checkpoint: Path, key: str | None = None) -> dict[str, Tensor]:
-    files = resolve(str(base), checkpoint=str(checkpoint), checkpoint_key=key)
-    return dict(load_transformer(files, torch.float32, "cpu").state_dict())
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -229,135 +220,6 @@ def test_the_embedding_of_the_original_text_encoder_is_held_once(base: Path) -> 
     """Under its two names it would take 2 GB twice."""
     network = read_original_text_encoder(base / TEXT_ENCODER_FILE)
     assert network.shared.weight is network.encoder.embed_tokens.weight
-
-
-@pytest.mark.parametrize(
-    ("contents", "key", "message"),
-    [
-        (
-            lambda t: {"generator": t, "generator_ema": t},
-            None,
-            r"choose with model\.checkpoint_key: generator, ",
-        ),
-        (
-            lambda t: {"generator": t},
-            "generator_ema",
-            r"no weights 'generator_ema': it holds generator; use gen",
-        ),
-        (lambda t: t, "generator", r"one set of weights, without a name; leave model\.checkpoint_key out"),
-        (
-            lambda t: {"generator_lora": {}},
-            None,
-            r"is a LoRA, not a transformer; name it as model\.lora_init",
-        ),
-        (
-            lambda t: {"blocks.0.self_attn.q.lora_A.weight": torch.ones(1)},
-            None,
-            "is a LoRA, not a transformer",
-        ),
-        (lambda t: random_tensors(original_vae_shapes()), None, "is a VAE, not a transformer"),
-        (lambda t: random_tensors(original_text_encoder_shapes()), None, "is a text encoder, not a transf"),
-        (lambda t: {"step": 3}, None, "holds step where a transformer's tensors should be"),
-        (lambda t: {}, None, "holds nothing where"),
-        (lambda t: [1, 2], None, "holds a list, not a dictionary"),
-        (lambda t: t | {"model.head.modulation": t["head.modulation"]}, None, r"differ only in prefixes"),
-        (
-            lambda t: {n: v for n, v in t.items() if n != "head.modulation"},
-            None,
-            r"missing: head\.modulation",
-        ),
-        (lambda t: t | {"extra.weight": torch.ones(1)}, None, r"unexpected: extra\.weight"),
-        (
-            lambda t: t | {"head.modulation": torch.ones(1, 2, 3)},
-            None,
-            r"misshapen: head\.modulation is \(1, 2, 3\), should be \(1, 2, 24\)",
-        ),
-    ],
-)
-def test_a_checkpoint_that_is_not_what_was_asked_for_says_what_it_is(
-    base: Path, tmp_path: Path, contents, key: str | None, message: str
-) -> None:
-    """A guess in place of these errors trains another model than the one that was named."""
-    torch.save(contents(transformer_tensors()), tmp_path / "a.pt")
-    with pytest.raises(ConfigError, match=message):
-        loaded(base, tmp_path / "a.pt", key)
-
-
-class Harmful:
-    """Stands for what a pickle could run."""
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("damage", ["truncated", "empty", "pointer", "page"])
-def test_a_damaged_file_is_named(base: Path, tmp_path: Path, suffix: str, damage: str) -> None:
-    """A download that broke off ends in a page of traceback from deep inside."""
-    path = tmp_path / f"a{suffix}"
-    (torch.save if suffix == ".pt" else save_file)(transformer_tensors(), path)  # type: ignore[operator]
-    whole = path.read_bytes()
-    path.write_bytes(
-        {
-            "truncated": whole[: len(whole) // 2],
-            "empty": b"",
-            "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
-            "page": b"<html>404</html>" * 100,
-        }[damage]
-    )
-    words = {"empty": "it is empty", "pointer": "Git LFS pointer"}.get(damage, "is damaged")
-    with pytest.raises(ConfigError, match=rf"a{re.escape(suffix)} is damaged: .*{words}|{words}"):
-        loaded(base, path)
-
-
-def test_a_pickle_with_objects_is_refused(base: Path, tmp_path: Path) -> None:
-    """Loading it could run any code."""
-    torch.save({"model": transformer_tensors(), "args": Harmful()}, tmp_path / "a.pt")
-    with pytest.raises(ConfigError, match="holds Python objects besides tensors"):
-        loaded(base, tmp_path / "a.pt")
-
-
-def test_a_checkpoint_beside_the_wrong_base_directory_names_both_sizes(base: Path, tmp_path: Path) -> None:
-    """The 14B checkpoint beside the 1.3B directory would list nine hundred misshapen tensors."""
-    sizes = json.loads((base / "config.json").read_text())
-    root = write_original_base(tmp_path / "1.3B")
-    small = {"dim": WAN_1_3B.dim, "num_layers": WAN_1_3B.num_layers, "num_heads": WAN_1_3B.num_heads}
-    (root / "config.json").write_text(json.dumps(sizes | small))
-    big = {f"model.blocks.{i}.modulation": torch.zeros(1) for i in range(WAN_14B.num_layers)}
-    big["model.patch_embedding.weight"] = torch.zeros(WAN_14B.dim, 1)
-    save_file(big, tmp_path / "krea.safetensors")
-    with pytest.raises(ConfigError) as error:
-        loaded(root, tmp_path / "krea.safetensors")
-    for words in ("dim 5120 and 40 layers (Wan2.1-T2V-14B)", "dim 1536 and 30 layers (Wan2.1-T2V-1.3B)"):
-        assert words in str(error.value)
-
-
-def test_models_that_start_from_images_are_refused(tmp_path: Path) -> None:
-    """Their first layer takes more channels; the error would be about shapes."""
-    root = write_original_base(tmp_path / "i2v", weights=True)
-    config = json.loads((root / "config.json").read_text())
-    (root / "config.json").write_text(json.dumps(config | {"model_type": "i2v"}))
-    with pytest.raises(ConfigError, match="model_type is 'i2v'; only text-to-video"):
-        load_transformer(resolve(str(root)), torch.float32, "cpu")
-
-
-def test_every_absent_file_is_named_at_once(base: Path, tmp_path: Path) -> None:
-    """One at a time costs a round trip to the cluster each."""
-    root = write_original_base(tmp_path / "wan")
-    (root / "Wan2.1_VAE.pth").unlink()
-    (root / "google" / "umt5-xxl" / "tokenizer_config.json").unlink()
-    model = ModelConfig(path=str(root), lora_init=str(tmp_path / "no_lora"))
-    with pytest.raises(ConfigError) as error:
-        files_of(model)
-    absent = ("Wan2.1_VAE.pth", "tokenizer_config.json", "diffusion_pytorch_model.safetensors", "no_lora")
-    assert all(name in str(error.value) for name in absent)
-    with pytest.raises(ConfigError, match=r"needs a file: set model\.checkpoint"):
-        files_of(ModelConfig(path=str(base), checkpoint_key="generator"))
-
-
-@pytest.mark.parametrize("read", [read_original_vae, read_original_text_encoder])
-def test_an_original_part_of_another_kind_is_named(read, tmp_path: Path) -> None:
-    """Two files under each other's names."""
-    torch.save({"patch_embedding.weight": torch.ones(1)}, tmp_path / "part.pth")
-    with pytest.raises(ConfigError, match=r"part\.pth is no original"):
-        read(tmp_path / "part.pth")
 
 
 def test_paths_mean_the_same_in_a_process_of_another_folder(
