@@ -1,6 +1,7 @@
 """What a run needs of memory, computed from its config: arithmetic only, so that a laptop can ask.
 
-Weights, adapters, optimizer and caches are exact; activations, decoding and reward servers are estimates.
+Weights, adapters, optimizer and caches are exact; what a block keeps for its backward pass is right within a
+few percent; decoding, reward servers and what passes through are estimates.
 """
 
 from __future__ import annotations
@@ -108,8 +109,9 @@ def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
     adapters = 2 if config.model.lora_init is None else 3  # default, old, and a reference of its own
     share = {stage: c.num_ranks if c.zero_stage >= stage else 1 for stage in (1, 2, 3)}
     tokens = c.micro_batch_size * train_frames(config) * _tokens(config.model)
-    block = tokens * ((10 * width + 40) * a.dim + (2 * width + 8) * a.ffn_dim)  # adapters compute in float32
+    block = tokens * block_bytes_per_token(a, width)
     kept = width * tokens * a.dim if c.gradient_checkpointing else block
+    passing = tokens * (width + 4) * a.ffn_dim  # gradients of the widest map
     parts: Parts = {
         "base weights": width * transformer_params(a) / share[3],
         "adapters": 4 * adapters * lora / share[3],
@@ -117,7 +119,7 @@ def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
         "gradients": 4 * lora / share[2],
         "text encoder": width * sizes.text_encoder,
         "kept activations": a.num_layers * kept,
-        "activations of a block": block,
+        "activations of a block": passing + (block if c.gradient_checkpointing else 0),
         "predictions": 8 * 4 * c.micro_batch_size * _latent_values(config.model, a),
     }
     return _with_cuda(parts, c.num_gpus)
@@ -143,6 +145,15 @@ def block_linear_params(a: WanArchitecture) -> int:
 def lora_params(a: WanArchitecture, rank: int) -> int:
     """Parameters of one adapter: rank x (in + out) of each linear layer."""
     return a.num_layers * rank * (8 * 2 * a.dim + 2 * (a.dim + a.ffn_dim))
+
+
+def block_bytes_per_token(a: WanArchitecture, width: int) -> int:
+    """What a block with adapters keeps of a token for its backward pass, beside the block's own input.
+
+    The adapters see float32 copies of what the frozen layers see in `width` bytes. Counted from what
+    autograd saves for 21 frames; longer videos keep a few more copies of keys and values.
+    """
+    return (8 * width + 54) * a.dim + (width + 4) * a.ffn_dim
 
 
 def kv_cache_bytes(model: ModelConfig, a: WanArchitecture, batch: int) -> int:
