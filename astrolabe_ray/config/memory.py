@@ -33,6 +33,11 @@ def _full_size(transformer: WanArchitecture) -> ModelSizes:
     return ModelSizes(transformer, text_encoder=5_680_910_336, vae=126_892_531, vae_channels=96)
 
 
+DECODER_KEPT = 25
+"""Maps of a full-size frame with `vae_channels` channels that the decoder keeps for the next frames."""
+DECODER_PASSING = 30
+"""And those that are alive at once while it decodes a latent frame, beside some of the kept ones."""
+
 MODEL_SIZES = {
     "self_forcing": _full_size(WAN_1_3B),
     "causal_forcing": _full_size(WAN_1_3B),
@@ -96,8 +101,7 @@ def rollout_actor(config: RunConfig, sizes: ModelSizes) -> Parts:
         "text encoder": width * sizes.text_encoder,
         "VAE": width * sizes.vae,
         "activations": width * chunk_tokens * (12 * a.dim + 2 * a.ffn_dim),
-        # two frames before each convolution, and six maps of the four frames under way
-        "decoding": width * batch * pixels * sizes.vae_channels * (2 * 13 + 4 * 6),
+        "decoding": width * batch * pixels * sizes.vae_channels * (DECODER_KEPT + DECODER_PASSING),
     }
     return _with_cuda(parts, config.rollout.num_gpus)
 

@@ -14,6 +14,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from astrolabe_ray.config.base_models import BASE_MODELS
 from astrolabe_ray.config.loader import load
 from astrolabe_ray.config.memory import (
+    DECODER_KEPT,
     GB,
     MODEL_SIZES,
     block_bytes_per_token,
@@ -28,6 +29,7 @@ from astrolabe_ray.config.memory import (
 )
 from astrolabe_ray.config.schema import LoraConfig, RunConfig
 from astrolabe_ray.models.lora import add_adapters, block_linears
+from astrolabe_ray.models.vae import VideoVAE
 from astrolabe_ray.models.wan.architecture import WAN_1_3B, WAN_14B, WanArchitecture
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.models.wan.kv_cache import KVCache
@@ -135,6 +137,16 @@ def test_a_learner_rank_holds_its_share_at_each_zero_stage(
     assert parts["adapters"] == 4 * 2 * lora * adapters
     assert parts["Adam"] == lora * adam
     assert parts["gradients"] == 4 * lora * gradients
+
+
+def test_decoding_keeps_the_features_that_the_decoder_keeps() -> None:
+    """Two frames before each of 33 convolutions: 2 GB a video at full size."""
+    network = AutoencoderKLWan(base_dim=8)
+    stream = VideoVAE(network).stream(batch=1)
+    stream.decode(torch.randn(1, 3, 16, 4, 4))
+    features = [f for f in stream._features if isinstance(f, Tensor)]
+    maps = sum(f.numel() for f in features) / (8 * 32 * 32)
+    assert maps == pytest.approx(DECODER_KEPT, rel=0.03)
 
 
 def test_training_keeps_one_map_a_block_for_noisy_and_clean_frames() -> None:
