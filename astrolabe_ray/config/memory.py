@@ -1,6 +1,7 @@
 """What a run needs of memory, computed from its config: arithmetic only, so that a laptop can ask.
 
-Weights, adapters, optimizer and caches are exact; activations, decoding and reward servers are estimates.
+Weights, adapters, optimizer and caches are exact; what a block keeps for its backward pass is right within a
+few percent; decoding, reward servers and what passes through are estimates.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ def _full_size(transformer: WanArchitecture) -> ModelSizes:
     """With the text encoder UMT5-XXL and the VAE that all models of the Wan 2.1 family share."""
     return ModelSizes(transformer, text_encoder=5_680_910_336, vae=126_892_531, vae_channels=96)
 
+
+DECODER_KEPT = 25
+"""Maps of a full-size frame with `vae_channels` channels that the decoder keeps for the next frames."""
+DECODER_PASSING = 30
+"""And those that are alive at once while it decodes a latent frame, beside some of the kept ones."""
 
 MODEL_SIZES = {
     "self_forcing": _full_size(WAN_1_3B),
@@ -95,8 +101,7 @@ def rollout_actor(config: RunConfig, sizes: ModelSizes) -> Parts:
         "text encoder": width * sizes.text_encoder,
         "VAE": width * sizes.vae,
         "activations": width * chunk_tokens * (12 * a.dim + 2 * a.ffn_dim),
-        # two frames before each convolution, and six maps of the four frames under way
-        "decoding": width * batch * pixels * sizes.vae_channels * (2 * 13 + 4 * 6),
+        "decoding": width * batch * pixels * sizes.vae_channels * (DECODER_KEPT + DECODER_PASSING),
     }
     return _with_cuda(parts, config.rollout.num_gpus)
 
@@ -108,8 +113,9 @@ def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
     adapters = 2 if config.model.lora_init is None else 3  # default, old, and a reference of its own
     share = {stage: c.num_ranks if c.zero_stage >= stage else 1 for stage in (1, 2, 3)}
     tokens = c.micro_batch_size * train_frames(config) * _tokens(config.model)
-    block = tokens * ((10 * width + 40) * a.dim + (2 * width + 8) * a.ffn_dim)  # adapters compute in float32
+    block = tokens * block_bytes_per_token(a, width)
     kept = width * tokens * a.dim if c.gradient_checkpointing else block
+    passing = tokens * (width + 4) * a.ffn_dim  # gradients of the widest map
     parts: Parts = {
         "base weights": width * transformer_params(a) / share[3],
         "adapters": 4 * adapters * lora / share[3],
@@ -117,7 +123,7 @@ def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
         "gradients": 4 * lora / share[2],
         "text encoder": width * sizes.text_encoder,
         "kept activations": a.num_layers * kept,
-        "activations of a block": block,
+        "activations of a block": passing + (block if c.gradient_checkpointing else 0),
         "predictions": 8 * 4 * c.micro_batch_size * _latent_values(config.model, a),
     }
     return _with_cuda(parts, c.num_gpus)
@@ -143,6 +149,15 @@ def block_linear_params(a: WanArchitecture) -> int:
 def lora_params(a: WanArchitecture, rank: int) -> int:
     """Parameters of one adapter: rank x (in + out) of each linear layer."""
     return a.num_layers * rank * (8 * 2 * a.dim + 2 * (a.dim + a.ffn_dim))
+
+
+def block_bytes_per_token(a: WanArchitecture, width: int) -> int:
+    """What a block with adapters keeps of a token for its backward pass, beside the block's own input.
+
+    The adapters see float32 copies of what the frozen layers see in `width` bytes. Counted from what
+    autograd saves for 21 frames; longer videos keep a few more copies of keys and values.
+    """
+    return (8 * width + 54) * a.dim + (width + 4) * a.ffn_dim
 
 
 def kv_cache_bytes(model: ModelConfig, a: WanArchitecture, batch: int) -> int:

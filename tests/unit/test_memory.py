@@ -8,13 +8,16 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from safetensors import safe_open
+from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from astrolabe_ray.config.base_models import BASE_MODELS
 from astrolabe_ray.config.loader import load
 from astrolabe_ray.config.memory import (
+    DECODER_KEPT,
     GB,
     MODEL_SIZES,
+    block_bytes_per_token,
     block_linear_params,
     kv_cache_bytes,
     learner_rank,
@@ -24,8 +27,9 @@ from astrolabe_ray.config.memory import (
     train_frames,
     transformer_params,
 )
-from astrolabe_ray.config.schema import RunConfig
-from astrolabe_ray.models.lora import block_linears
+from astrolabe_ray.config.schema import LoraConfig, RunConfig
+from astrolabe_ray.models.lora import add_adapters, block_linears
+from astrolabe_ray.models.vae import VideoVAE
 from astrolabe_ray.models.wan.architecture import WAN_1_3B, WAN_14B, WanArchitecture
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.models.wan.kv_cache import KVCache
@@ -135,6 +139,16 @@ def test_a_learner_rank_holds_its_share_at_each_zero_stage(
     assert parts["gradients"] == 4 * lora * gradients
 
 
+def test_decoding_keeps_the_features_that_the_decoder_keeps() -> None:
+    """Two frames before each of 33 convolutions: 2 GB a video at full size."""
+    network = AutoencoderKLWan(base_dim=8)
+    stream = VideoVAE(network).stream(batch=1)
+    stream.decode(torch.randn(1, 3, 16, 4, 4))
+    features = [f for f in stream._features if isinstance(f, Tensor)]
+    maps = sum(f.numel() for f in features) / (8 * 32 * 32)
+    assert maps == pytest.approx(DECODER_KEPT, rel=0.03)
+
+
 def test_training_keeps_one_map_a_block_for_noisy_and_clean_frames() -> None:
     """21 noisy frames and the 18 clean ones before the last chunk, 1,560 tokens of 1,536 numbers each."""
     config = preset("longlive_video_hpsv3")
@@ -143,6 +157,34 @@ def test_training_keeps_one_map_a_block_for_noisy_and_clean_frames() -> None:
     assert parts["kept activations"] == 30 * 39 * 1560 * 1536 * 2
     noisy = preset("longlive_video_hpsv3", "algorithm.clean_context=false")
     assert train_frames(noisy) == 21
+
+
+def saved_bytes(architecture: WanArchitecture, dtype: torch.dtype) -> int:
+    """What autograd saves in a training forward of 21 frames of 16 tokens, weights not counted."""
+    model = CausalWanModel(architecture).to(dtype).requires_grad_(False)
+    wrapped = add_adapters(model, LoraConfig(rank=2, alpha=2))
+    weights = {p.untyped_storage().data_ptr() for p in wrapped.parameters()}
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    x = torch.randn(1, 21, 16, 8, 8)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = wrapped(x, torch.full((1, 21), 500.0), torch.randn(1, 16, 64), ContextRule(3, 12, 3), x, 0.0)
+    assert output.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.bfloat16, 2), (torch.float32, 4)])
+@pytest.mark.parametrize("ffn_dim", [384, 1152])
+def test_a_block_keeps_what_autograd_saves_for_it(dtype: torch.dtype, width: int, ffn_dim: int) -> None:
+    """The largest part of a learner rank: float32 copies that adapters make are easily forgotten."""
+    one, two = (WanArchitecture(192, 3, layers, ffn_dim, 64, 64, 16) for layers in (1, 2))
+    per_token = (saved_bytes(two, dtype) - saved_bytes(one, dtype)) / (39 * 16)
+    assert block_bytes_per_token(one, width) == pytest.approx(per_token, rel=0.03)
 
 
 def test_a_start_from_a_lora_keeps_a_third_adapter() -> None:
