@@ -42,7 +42,7 @@ class _Chunk:
 
     latents_BTCHW: Tensor
     is_cut: bool
-    ready: torch.cuda.Event | None  # when the GPU has computed them; None on a CPU
+    ready: torch.cuda.Event | None  # when the GPU has computed them; None without a stream to tell
 
 
 class VideoSession:
@@ -82,8 +82,8 @@ class VideoSession:
             m.width // PIXELS_PER_LATENT,
         )
         self._decoding = models.vae.stream(self._batch)
-        is_cuda = models.visits.device.type == "cuda"
-        self._lane = torch.cuda.Stream(models.visits.device) if is_cuda else None
+        is_beside = look_ahead and models.visits.device.type == "cuda"
+        self._lane = torch.cuda.Stream(models.visits.device) if is_beside else None
 
     def say(self, prompts: str | Sequence[str], *, cut: bool = False) -> None:
         """Go on with another prompt for all videos, or with one for each; `cut`: nothing before is seen.

@@ -66,7 +66,7 @@ def plan_generate(options: GenerateOptions, wiring: Wiring) -> GeneratePlan:
         lora=lora,
         initial=initial,
         device="cuda" if num_gpus else "cpu",
-        num_threads=None if options.local else max(1, int(options.cpus_per_worker)),
+        num_threads=max(1, int(options.cpus_per_worker)),
         low_memory=options.low_memory,
         with_files=options.save_videos,
         is_stream=options.stream,

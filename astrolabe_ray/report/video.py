@@ -14,6 +14,9 @@ MIN_SIDE = 192
 FRAGMENTS = {"movflags": "empty_moov+default_base_moof+frag_every_frame"}
 """Of a file that can be played while it grows: a header without an index, then a fragment a frame."""
 
+SAME_FILE_EVERY_TIME = "cpu-independent=1"
+"""Without it equal frames give files of different lengths, from one call to the next."""
+
 
 class Mp4Writer:
     """H.264 in yuv420p, fed with frames as they come.
@@ -28,7 +31,8 @@ class Mp4Writer:
         self._bytes: _Pipe | io.BytesIO = _Pipe() if growing else io.BytesIO()
         self._file: Any = av.open(self._bytes, "w", format="mp4", options=FRAGMENTS if growing else {})
         self._file.metadata["comment"] = comment
-        options = {"crf": "18", "preset": "veryfast"} | ({"tune": "zerolatency"} if growing else {})
+        options = {"crf": "18", "preset": "veryfast", "x264-params": SAME_FILE_EVERY_TIME}
+        options |= {"tune": "zerolatency"} if growing else {}
         self._stream: Any = self._file.add_stream("libx264", rate=Fraction(fps), options=options)
         self._stream.height, self._stream.width = height * self._factor, width * self._factor
         self._stream.pix_fmt = "yuv420p"

@@ -63,8 +63,11 @@ def choose_kernel(
         if reason:
             raise ConfigError(f"model.attention '{wanted}' cannot run here: {reason}; use 'auto' or 'sdpa'")
         return wanted
-    usable = [name for name in ("flash3", "flash2") if not obstacle(name, capability, dtype)]
-    return usable[0] if usable else "sdpa"
+    flash: tuple[Literal["flash3", "flash2"], ...] = ("flash3", "flash2")
+    for name in flash:
+        if obstacle(name, capability, dtype) is None:
+            return name
+    return "sdpa"
 
 
 def obstacle(
