@@ -1,10 +1,12 @@
 """Sampling with the ring KV cache against the plain way of caching, in one process, turn by turn.
 
     python -m benchmarks.sampling                       the embedded model, 21 latent frames
-    python -m benchmarks.sampling --model 1.3b --device cuda --dtype bfloat16 --height 480 --width 832
+    python -m benchmarks.sampling --model 1.3b --device cuda --dtype bfloat16 --height 480 --width 832 \\
+        --ways plain,ring,compiled,graphs
 
-Full-size models have random weights: their speed is that of trained ones. Both ways give the same video,
-which is checked first. Numbers are medians over `--repeats` videos.
+Full-size models have random weights: their speed is that of trained ones. All ways give the same video,
+which is checked first. Numbers are medians over `--repeats` videos. `compiled` puts each block, apart from
+its attention, through torch.compile; `graphs` replays these parts as CUDA graphs.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from actors.sampler import Sampler
 from astrolabe_ray.algorithms.flow_matching import warped_timesteps
 from astrolabe_ray.models.registry import load_transformer, resolve
 from astrolabe_ray.models.wan.architecture import WAN_1_3B, WAN_14B
+from astrolabe_ray.models.wan.attention import Attend
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.models.wan.transformer import CausalWanModel
 from benchmarks.plain_sampling import plain_sample
@@ -69,17 +72,18 @@ def main(
     num_latent_frames: Annotated[int, typer.Option(min=1)] = 21,
     height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 32,
     width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 32,
-    batch: Annotated[int, typer.Option(min=1, help="Videos sampled together.")] = 4,
+    batch: Annotated[int, typer.Option(min=1, help="Videos sampled together.")] = 8,
     window: Annotated[int, typer.Option(min=0, help="Latent frames of the window; 0: all.")] = 12,
     sink: Annotated[int, typer.Option(min=0)] = 3,
     rope: Annotated[Literal["absolute", "relative"], typer.Option()] = "relative",
     device: Annotated[Literal["cpu", "cuda"], typer.Option()] = "cpu",
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option()] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="Of torch, on a CPU.")] = 1,
+    ways: Annotated[str, typer.Option(help="Some of plain, ring, compiled, graphs (CUDA).")] = ("plain,ring"),
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Frames per second of both ways, and their ratio."""
+    """Frames per second of each way, and the others' against the first."""
     torch.set_num_threads(threads)
     transformer = build(model, device, getattr(torch, dtype))
     rule = ContextRule(3, window or None, sink, rope)
@@ -97,15 +101,56 @@ def main(
     def plain() -> Tensor:
         return plain_sample(transformer, rule, timesteps, text_BLD, seeds, *size)
 
-    difference = float((ring() - plain()).abs().max())
+    def compiled(mode: str | None) -> Callable[[], Tensor]:
+        blocks = CompiledBlocks(transformer, mode)
+
+        def run() -> Tensor:
+            with blocks:
+                return ring()
+
+        return run
+
+    every = {
+        "plain": plain,
+        "ring": ring,
+        "compiled": compiled(None),
+        "graphs": compiled("reduce-overhead"),
+    }
+    chosen = {name: every[name] for name in ways.split(",")}
+    reference = ring()
+    difference = max(float((way() - reference).abs().max()) for way in chosen.values())
     num_frames = batch * (FRAMES_PER_LATENT_FRAME * (num_latent_frames - 1) + 1)
-    ways = {"plain": plain, "ring": ring}
-    speeds = measure(ways, num_frames, len(rule.chunks(num_latent_frames)), repeats, device)
+    speeds = measure(chosen, num_frames, len(rule.chunks(num_latent_frames)), repeats, device)
     if as_json:
         rows = {name: vars(speed) for name, speed in speeds.items()}
         typer.echo(json.dumps({**rows, "max_difference": difference, "torch": torch.__version__}))
     else:
         show(speeds, f"{model}, {size[0]} latent frames, {batch} videos, {device}, {dtype}", difference)
+
+
+class CompiledBlocks:
+    """A model's blocks through torch.compile, used inside `with`. Attention, whose shapes change from
+    chunk to chunk, is left out of the compiled parts.
+    """
+
+    def __init__(self, model: CausalWanModel, mode: str | None) -> None:
+        self._blocks: list[Any] = list(model.blocks)
+        self._compiled = [torch.compile(block.steered, mode=mode, dynamic=False) for block in self._blocks]
+
+    def __enter__(self) -> None:
+        for block, compiled in zip(self._blocks, self._compiled, strict=True):
+            block.steered = without_attention(compiled)
+
+    def __exit__(self, *_: object) -> None:
+        for block in self._blocks:
+            del block.steered
+
+
+def without_attention(compiled: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(x_BTSD: Tensor, steering: Any, text: Any, attention: Attend) -> Tensor:
+        return compiled(x_BTSD, steering, text, torch.compiler.disable(attention))
+
+    return run
 
 
 def build(name: str, device: str, dtype: torch.dtype) -> CausalWanModel:
@@ -158,15 +203,19 @@ def timed(seconds: list[float], device: str) -> Iterator[None]:
 
 
 def show(speeds: dict[str, Speed], title: str, difference: float) -> None:
-    """A row for each number, with the ratio ring / plain."""
-    table = Table("", "plain", "ring", "ring / plain", title=title)
-    for name in Speed.__dataclass_fields__:
-        plain, ring = (getattr(speeds[way], name) for way in ("plain", "ring"))
-        if plain is not None:
-            ratio = f"{ring / plain:.2f}" if plain else "-"
-            table.add_row(name, f"{plain:.1f}", f"{ring:.1f}", ratio)
+    """A row for each number; behind each other way its ratio to the first."""
+    (first, base), *others = speeds.items()
+    table = Table("", first, *(part for name, _ in others for part in (name, f"/ {first}")), title=title)
+    for row in Speed.__dataclass_fields__:
+        value = getattr(base, row)
+        if value is not None:
+            cells = [f"{value:.1f}"]
+            for _, speed in others:
+                number = getattr(speed, row)
+                cells += [f"{number:.1f}", f"{number / value:.2f}" if value else "-"]
+            table.add_row(row, *cells)
     Console().print(table)
-    typer.echo(f"largest difference between the two videos' latents: {difference:.1e}")
+    typer.echo(f"largest difference between the latents of the ways: {difference:.1e}")
 
 
 if __name__ == "__main__":

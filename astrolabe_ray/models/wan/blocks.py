@@ -57,12 +57,14 @@ class Attention(nn.Module):
 
     def query(self, x_BLD: Tensor) -> Tensor:
         """Queries [B, L, H, D/H]."""
-        return self.norm_q(self.q(x_BLD)).unflatten(-1, (self.num_heads, -1))
+        return self._by_head(self.norm_q(self.q(x_BLD)))
 
     def keys_values(self, x_BLD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, L, H, D/H]."""
-        heads = (self.num_heads, -1)
-        return self.norm_k(self.k(x_BLD)).unflatten(-1, heads), self.v(x_BLD).unflatten(-1, heads)
+        return self._by_head(self.norm_k(self.k(x_BLD))), self._by_head(self.v(x_BLD))
+
+    def _by_head(self, x_BLD: Tensor) -> Tensor:
+        return x_BLD.view(*x_BLD.shape[:2], self.num_heads, -1)
 
 
 class SelfAttention(Attention):

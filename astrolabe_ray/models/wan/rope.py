@@ -48,7 +48,7 @@ def time_shift(head_dim: int, num_frames: int, device: torch.device) -> Tensor:
 
 def rotate(x_BLHD: Tensor, rotations: Tensor) -> Tensor:
     """Turn channel pairs of `x_BLHD` by `rotations` (broadcast over batch and heads), in float32."""
-    pairs = torch.view_as_complex(x_BLHD.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x_BLHD.float().view(*x_BLHD.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * rotations).flatten(-2).to(x_BLHD.dtype)
 
 
