@@ -16,17 +16,12 @@ import torch
 from torch import Tensor
 
 from actors.decoder import VideoDecoder
-from actors.sampler import Sampler
+from actors.loading import load_models
 from actors.weight_receiver import WeightReceiver
-from astrolabe_ray.algorithms.flow_matching import warped_timesteps
 from astrolabe_ray.config.schema import LoraConfig, ModelConfig, RunConfig
 from astrolabe_ray.data.frames import derive_view
 from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure
 from astrolabe_ray.models.files import anywhere
-from astrolabe_ray.models.registry import files_of, load_transformer
-from astrolabe_ray.models.text_encoder import TextEncoder
-from astrolabe_ray.models.vae import VideoVAE
-from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.types import Blob, PolicyVersion, Rollout, RolloutRequest, WeightAck, WeightManifest
 from astrolabe_ray.weights.probe import probe_output
 
@@ -68,17 +63,9 @@ class RolloutActor:
         """Load the models. Raises ConfigError when files are absent or do not fit."""
         if self.spec.num_threads is not None:
             torch.set_num_threads(self.spec.num_threads)
-        m, device = self.spec.model, torch.device(self.spec.device)
-        dtype = getattr(torch, m.dtype)
-        files = files_of(m)
-        self._model = load_transformer(files, dtype, device)
-        self._vae = VideoVAE.load(files.vae, device, dtype)
-        text_len = self._model.architecture.text_len
-        encoder = TextEncoder.load(files.text_encoder, files.tokenizer, text_len, device, dtype)
-        self._encode = lru_cache(CACHED_PROMPTS)(lambda prompt: encoder.encode([prompt]))
-        rule = ContextRule(m.chunk_frames, m.window_frames, m.sink_frames, m.rope)
-        timesteps = warped_timesteps(m.denoising_steps, m.timestep_shift)
-        self._sampler = Sampler(self._model, rule, timesteps, m.context_timestep)
+        loaded = load_models(self.spec.model, torch.device(self.spec.device))
+        self._model, self._vae, self._sampler = loaded.transformer, loaded.vae, loaded.sampler
+        self._encode = lru_cache(CACHED_PROMPTS)(lambda prompt: loaded.text_encoder.encode([prompt]))
         scale = self.spec.lora.alpha / self.spec.lora.rank
         self._weights = WeightReceiver(self._model, lora_scale=scale, name=self.name)
 

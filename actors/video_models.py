@@ -13,16 +13,10 @@ from typing import Protocol
 
 import torch
 
-from actors.sampler import Sampler
-from astrolabe_ray.algorithms.flow_matching import warped_timesteps
+from actors.loading import LoadedModels, load_models
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.lora import MergedLinears
 from astrolabe_ray.models.lora_files import read_lora, require_lora_fits
-from astrolabe_ray.models.registry import files_of, load_transformer
-from astrolabe_ray.models.text_encoder import TextEncoder
-from astrolabe_ray.models.vae import VideoVAE
-from astrolabe_ray.models.wan.context import ContextRule
-from astrolabe_ray.models.wan.kernels import choose_kernel
 from astrolabe_ray.models.wan.transformer import CausalWanModel, TextKV
 from astrolabe_ray.video_tasks import VideoModelSpec
 
@@ -58,14 +52,10 @@ class Visits:
 
 
 @dataclass(frozen=True)
-class VideoModels:
+class VideoModels(LoadedModels):
     """Everything that turns prompts into videos, loaded."""
 
     spec: VideoModelSpec
-    transformer: CausalWanModel
-    text_encoder: TextEncoder
-    vae: VideoVAE
-    sampler: Sampler
     visits: Visits
 
     @classmethod
@@ -73,25 +63,12 @@ class VideoModels:
         """Raises ConfigError for files that are absent or do not fit, and where there is no GPU to use."""
         if spec.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("there is no CUDA device here; use --gpus-per-worker 0 to work on the CPU")
-        m, device = spec.model, torch.device(spec.device)
-        visits, dtype = Visits(device, low_memory=spec.low_memory), getattr(torch, m.dtype)
-        files = files_of(m)
-        transformer = load_transformer(files, dtype, device)
+        device = torch.device(spec.device)
+        visits = Visits(device, low_memory=spec.low_memory)
+        loaded = load_models(spec.model, device, visits.home)
         if spec.lora is not None:
-            merge_lora(transformer, spec.lora)
-        transformer.use_attention(choose_kernel(m.attention, device, dtype))
-        text_len = transformer.architecture.text_len
-        rule = ContextRule(m.chunk_frames, m.window_frames, m.sink_frames, m.rope)
-        return cls(
-            spec,
-            transformer,
-            TextEncoder.load(files.text_encoder, files.tokenizer, text_len, visits.home, dtype),
-            VideoVAE.load(files.vae, visits.home, dtype),
-            Sampler(
-                transformer, rule, warped_timesteps(m.denoising_steps, m.timestep_shift), m.context_timestep
-            ),
-            visits,
-        )
+            merge_lora(loaded.transformer, spec.lora)
+        return cls(**vars(loaded), spec=spec, visits=visits)
 
     def encode(self, prompts: Sequence[str]) -> TextKV:
         """Cross-attention keys and values of `prompts`."""
