@@ -115,6 +115,30 @@ class Generation:
         self._unseen = None
         self._text = text_kv
 
+    @torch.no_grad()
+    def fork(self, seeds: Sequence[int]) -> Generation:
+        """A video for each of `seeds` that goes on from here with the same prompt; this one stays as it is.
+
+        What is in view is copied into a cache of the new videos, not computed again. `seeds` are those
+        of the noise from here on. One video forks into any number of them, several into as many.
+        """
+        self._show_newest()
+        batch, held = len(seeds), self._cache
+        cache = KVCache(
+            self._model.architecture,
+            self._rule,
+            batch=batch,
+            num_frames=held.num_frames,
+            grid=held.grid,
+            dtype=self._model.dtype,
+            device=self._model.head.modulation.device,
+        )
+        cache.fork_from(held)
+        text_kv = self._text if self._text.batch == batch else self._text.expand(batch)
+        forked = Generation(self._model, self._steps, text_kv, self._noise.of(seeds), cache)
+        forked._frames = {frame: x_BCHW.expand(batch, -1, -1, -1) for frame, x_BCHW in self._frames.items()}
+        return forked
+
     def _show_newest(self) -> None:
         """The clean pass that is due, if any."""
         if self._unseen is not None:

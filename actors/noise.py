@@ -25,12 +25,16 @@ class VideoNoise:
         self, seeds: Sequence[int], num_frames: int, frame: tuple[int, int, int], device: torch.device
     ) -> None:
         """`frame`: channels, height and width of a latent frame; C * H * W a multiple of 16."""
-        self._frame, self._device = frame, device
+        self._num_frames, self._frame, self._device = num_frames, frame, device
         self._initial = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._between = [torch.Generator().manual_seed(seed) for seed in seeds]
         for generator in self._between:
             for start in range(0, num_frames, FRAMES_PER_SKIP):
                 torch.randn(min(FRAMES_PER_SKIP, num_frames - start), *frame, generator=generator)
+
+    def of(self, seeds: Sequence[int]) -> VideoNoise:
+        """From its beginning, noise of other videos of the same size."""
+        return VideoNoise(seeds, self._num_frames, self._frame, self._device)
 
     def initial(self, num_frames: int) -> Tensor:
         """What the next `num_frames` frames start from, [B, T, C, H, W] float32."""

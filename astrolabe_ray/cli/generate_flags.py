@@ -21,7 +21,7 @@ Examples:
 
   python launch.py generate --prompt-file prompts.txt --lora logs/nft/tiny_sprites/RUN/checkpoints/checkpoint-44
 
-Scenes: | separates them, [5s] is a duration, [5s#] or [#] starts with a hard cut, others take over softly.
+Scenes: | separates them, [5s] is a duration, [5s#] or \\[#] starts with a hard cut, others take over softly.
 Names with _ work as well as those with -. Run it again to go on where it stopped: what is done is kept.
 """  # noqa: E501
 

@@ -96,6 +96,8 @@ def read_prompts(options: GenerateOptions) -> list[str]:
 def model_config(options: GenerateOptions, base: PublishedModel) -> ModelConfig:
     """The base model's section with the options that were given."""
     changes: dict[str, Any] = dict(LONG_VIDEOS.get(options.base_model, {}))
+    if options.checkpoint is not None:
+        changes["checkpoint_key"] = None  # the base model's belongs to its own file
     for name in ModelConfig.model_fields:
         value = getattr(options, name, None)
         if value is not None:

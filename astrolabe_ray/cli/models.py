@@ -21,14 +21,13 @@ def list_models() -> None:
     for name, model in BASE_MODELS.items():
         typer.echo(f"{name}  {model.summary}; licence: {model.licence}")
         if not model.sources:
-            root = BUILTIN[model.config.path]
-            typer.echo(f"  there   {root}  {_size(_bytes(root))}")
+            for path in _own_paths(model):
+                typer.echo(f"  {_state(path)}")
         absent = False
         for source in model.sources:
             for path in source.paths:
                 absent |= not path.exists()
-                state = f"there   {path}  {_size(_bytes(path))}" if path.exists() else f"absent  {path}"
-                typer.echo(f"  {state}  ({source.repo_id})")
+                typer.echo(f"  {_state(path)}  ({source.repo_id})")
         if absent:
             typer.echo(f"  fetch   python launch.py models download {name}")
 
@@ -53,8 +52,10 @@ def check_model(name: str) -> None:
 def download_model(name: str) -> None:
     """Fetch what is absent. Raises ConfigError if the hub can't be reached or does not have it."""
     model = _published(name)
-    if not model.sources:
+    if model.config.path in BUILTIN:
         raise ConfigError(f"{name} comes with this repository; there is nothing to download")
+    if not model.sources:
+        raise ConfigError(f"{name} has no publisher; put its files where `models list` shows them")
     for source in model.sources:
         typer.echo(f"{source.repo_id} -> {source.folder}")
         fetch(source)
@@ -82,6 +83,16 @@ def _published(name: str) -> PublishedModel:
         hint = f"did you mean '{meant[0]}'? " if meant else ""
         raise ConfigError(f"there is no base model '{name}'; {hint}There are: {', '.join(BASE_MODELS)}")
     return BASE_MODELS[name]
+
+
+def _own_paths(model: PublishedModel) -> list[Path]:
+    """Where the files of a model lie that has no publisher."""
+    files = [name for name in (model.config.checkpoint, model.lora) if name is not None]
+    return [BUILTIN.get(model.config.path, Path(model.config.path)), *map(Path, files)]
+
+
+def _state(path: Path) -> str:
+    return f"there   {path}  {_size(_bytes(path))}" if path.exists() else f"absent  {path}"
 
 
 def _bytes(path: Path) -> int:

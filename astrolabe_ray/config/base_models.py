@@ -41,7 +41,7 @@ class PublishedModel:
 
     summary: str
     config: ModelConfig
-    sources: tuple[HubFiles, ...] = ()  # empty: the model comes with this repository
+    sources: tuple[HubFiles, ...] = ()  # empty: it is published nowhere, or comes with this repository
     lora: str | None = None  # that its publishers sample it with
     licence: str = "see the publisher"
 
@@ -154,12 +154,12 @@ BASE_MODELS: dict[str, PublishedModel] = {
 
 
 def owner_of(path: str, checkpoint: str | None) -> str | None:
-    """Name of the published model that lies there, or None: then it is the user's own."""
+    """Name of the model that belongs there and can be fetched, or None: then it is the user's own."""
     return next(
         (
             name
             for name, model in BASE_MODELS.items()
-            if (model.config.path, model.config.checkpoint) == (path, checkpoint)
+            if model.sources and (model.config.path, model.config.checkpoint) == (path, checkpoint)
         ),
         None,
     )

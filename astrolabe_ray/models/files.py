@@ -76,7 +76,7 @@ def resolve(
         raise ConfigError(f"model.checkpoint_key {checkpoint_key} needs a file: set model.checkpoint")
     root = BUILTIN.get(path) or _absolute(path)
     published = None if path in BUILTIN else owner_of(path, checkpoint)
-    is_original = published is not None or _looks_original(root)
+    is_original = _looks_original(root) or (published is not None and not _looks_like_folders(root))
     files, needed = _original(root) if is_original else _folders(root)
     if checkpoint is None:
         needed += shards(files.transformer, TRANSFORMER_STEM)
@@ -173,7 +173,11 @@ def _absolute(path: str) -> Path:
 
 def _looks_original(root: Path) -> bool:
     names = ("config.json", TEXT_ENCODER_FILE, VAE_FILE)
-    return not (root / "transformer").is_dir() and any((root / name).exists() for name in names)
+    return not _looks_like_folders(root) and any((root / name).exists() for name in names)
+
+
+def _looks_like_folders(root: Path) -> bool:
+    return (root / "transformer").is_dir()
 
 
 def _absence(path: str, absent: list[Path], published: str | None, *, is_original: bool) -> str:

@@ -145,6 +145,7 @@ def test_help_teaches_by_examples() -> None:
         "--initial-video",
         "Scenes:",
         "[15s#]",
+        "[#] starts",
         "Default: 0",
     ):
         assert words in text

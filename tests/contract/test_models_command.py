@@ -15,11 +15,13 @@ from typer.testing import CliRunner
 
 import launch
 from astrolabe_ray.cli.app import make_app
-from astrolabe_ray.config.base_models import BASE_MODELS
+from astrolabe_ray.config.base_models import BASE_MODELS, HubFiles, PublishedModel
+from astrolabe_ray.config.schema import ModelConfig
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.lora_files import read_lora, write_lora
 from tests.hub_server import hub_of
 from tests.published_layouts import transformer_tensors, write_original_base
+from tests.tiny_model import write_tiny_model
 from tests.unit.test_lora_files import random_lora
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +117,28 @@ def test_a_hub_without_the_file_or_out_of_reach_says_how_to_do_it_by_hand(
     for unreachable in (endpoint, None):
         error = error_of(download("self_forcing", cwd=tmp_path / "away", endpoint=unreachable))
         assert "HF_HUB_OFFLINE" in error and "by hand" in error
+
+
+def test_a_model_of_ones_own_is_listed_and_read_where_it_lies(
+    models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An added entry without a publisher, or with a directory of folders, was read as something else."""
+
+    def add(name: str, *sources: HubFiles) -> None:
+        config = ModelConfig(base_model=name, path="mine")
+        monkeypatch.setitem(BASE_MODELS, name, PublishedModel("tiny", config, sources))
+
+    add("mine")
+    with pytest.raises(ConfigError, match="a model directory holds transformer/, vae/"):
+        models("check", "mine")
+    with pytest.raises(ConfigError, match="mine has no publisher; put its files where"):
+        models("download", "mine")
+    assert "absent  mine\n" in models("list")
+    write_tiny_model(tmp_path / "mine")
+    assert "there   mine  " in models("list")
+    assert "2 layers of dim 24" in models("check", "mine")
+    add("theirs", HubFiles("someone/tiny", ("transformer/*",), "mine"))
+    assert "2 layers of dim 24" in models("check", "theirs")
 
 
 @pytest.mark.parametrize("command", ["check", "download"])

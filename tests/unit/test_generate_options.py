@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from astrolabe_ray.cli.generate_plan import model_config
+from astrolabe_ray.config.base_models import BASE_MODELS
 from astrolabe_ray.config.generate_options import (
     OTHER_NAMES,
     GenerateOptions,
@@ -43,6 +45,16 @@ def test_an_option_that_would_do_nothing_is_refused_with_the_reason() -> None:
     """Somebody would tune a scale that is not looked at."""
     with pytest.raises(ConfigError, match=r"--guidance-scale .* without guidance"):
         option_name("--guidance_scale")
+
+
+def test_a_checkpoint_of_ones_own_does_not_have_the_keys_of_the_base_models() -> None:
+    """A file with one set of weights could not be tried over a base model whose file holds several."""
+    typed = {"base_model": "self_forcing", "checkpoint": "mine.safetensors"}
+    base = BASE_MODELS["self_forcing"]
+    assert model_config(generate_options({"base_model": "self_forcing"}), base).checkpoint_key is not None
+    assert model_config(generate_options(typed), base).checkpoint_key is None
+    chosen = model_config(generate_options(typed | {"checkpoint_key": "generator"}), base)
+    assert chosen.checkpoint_key == "generator"
 
 
 @pytest.mark.parametrize("suffix", [".json", ".yaml"])

@@ -154,3 +154,27 @@ def test_continuations_of_one_prefix_equal_videos_that_made_it_themselves(rule: 
     torch.testing.assert_close(continued(forked, continuations), together, atol=0, rtol=0)
     alone = torch.cat([continued(prefixed(1), one[None]) for one in continuations])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rule", [ContextRule(2, 5, 3), ContextRule(2, 5, 1, "relative"), ContextRule(3, None, 0)], ids=str
+)
+def test_forked_videos_go_on_from_what_was_made_and_leave_it_as_it_is(rule: ContextRule) -> None:
+    """A fork that misses the newest chunk, shares memory, or cannot hear a new prompt."""
+    model, chunk = random_model(), rule.chunk_frames
+    (cached, _), (untouched, _) = begin(rule), begin(rule)
+    made = torch.cat([cached.extend() for _ in range(3)], dim=1)
+    for _ in range(3):
+        untouched.extend()
+    forked = cached.fork((21, 22))
+    first = forked.extend()
+    forked.switch(model.encode_text(TEXTS[1]).expand(2))
+    second = forked.extend()
+    for number, seed in enumerate((21, 22)):
+        plain = PlainVideo(model, rule, TIMESTEPS, CONTEXT_TIMESTEP, TEXTS[0], (seed,), SHAPE)
+        plain.follow(made)
+        plain.num_noised = 0  # a fork's noise starts where it does
+        torch.testing.assert_close(first[number].double(), plain.extend(chunk)[0], atol=1e-4, rtol=1e-4)
+        plain.switch(TEXTS[1])
+        torch.testing.assert_close(second[number].double(), plain.extend(chunk)[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(cached.extend(), untouched.extend(), atol=0, rtol=0)
