@@ -19,20 +19,25 @@ MicroBatch = tuple[TrainSample, ...]
 def make_train_batch(
     groups: Sequence[RolloutGroup],
     advantages: Sequence[Sequence[float]],
+    kl_weights: Sequence[Sequence[float]],
     *,
     step: int,
     seed: int,
     num_ranks: int,
     micro_batch_size: int,
 ) -> TrainBatch:
-    """Split all rollouts of `groups` over the ranks; `advantages[g][i]` belongs to `groups[g].rollouts[i]`.
+    """Split all rollouts of `groups` over the ranks.
+
+    `advantages[g][i]` and `kl_weights[g][i]` belong to `groups[g].rollouts[i]`.
 
     Raises ConfigError when the ranks cannot have the same number of microbatches.
     """
     samples = [
-        TrainSample(f"{group.group_id}/{r.index}", r.prompt, r.policy_version, r.latents, advantage)
-        for group, row in zip(groups, advantages, strict=True)
-        for r, advantage in zip(group.rollouts, row, strict=True)
+        TrainSample(
+            f"{group.group_id}/{r.index}", r.prompt, r.policy_version, r.latents, advantage, kl_weight
+        )
+        for group, *rows in zip(groups, advantages, kl_weights, strict=True)
+        for r, advantage, kl_weight in zip(group.rollouts, *rows, strict=True)
     ]
     if len(samples) % num_ranks:
         raise ConfigError(

@@ -17,6 +17,9 @@ from typing import Any, Literal
 Blob = Any
 """A numpy array, or a Ray ObjectRef of one."""
 
+ControllerState = dict[str, Any]
+"""What a checkpoint keeps for the controller: counters and what else JSON holds."""
+
 
 @dataclass(frozen=True, order=True)
 class PolicyVersion:
@@ -108,6 +111,7 @@ class TrainSample:
     policy_version: PolicyVersion
     latents: Blob  # [T, C, H, W]
     advantage: float
+    kl_weight: float = 1.0  # of its distance to the reference policy, mean 1 over the batch; 0: not computed
 
 
 @dataclass(frozen=True)

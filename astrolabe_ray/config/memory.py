@@ -105,7 +105,8 @@ def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
     """A step on microbatches of `learner.micro_batch_size`."""
     c, a, width = config.learner, sizes.transformer, _bytes_per_value(config.model)
     lora = lora_params(a, config.lora.rank)
-    adapters = 2 if config.model.lora_init is None else 3  # default, old, and a reference of its own
+    has_reference = config.model.lora_init is not None or config.algorithm.kl_samples == "disagreeing"
+    adapters = 3 if has_reference else 2  # default, old, and a reference that is not the base
     share = {stage: c.num_ranks if c.zero_stage >= stage else 1 for stage in (1, 2, 3)}
     tokens = c.micro_batch_size * train_frames(config) * _tokens(config.model)
     block = tokens * ((10 * width + 40) * a.dim + (2 * width + 8) * a.ffn_dim)  # adapters compute in float32

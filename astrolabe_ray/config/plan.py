@@ -192,6 +192,11 @@ def _kl_rules(config: RunConfig) -> Iterator[str]:
                 "Try --config.algorithm.kl_samples=disagreeing or --config.algorithm.main_reward=none."
             )
         return
+    if algorithm.kl_coef == 0:
+        yield (
+            "algorithm.kl_samples=disagreeing has no effect with algorithm.kl_coef 0. "
+            "Try --config.algorithm.kl_coef=0.0001."
+        )
     if len(keys) < 2:
         yield (
             "algorithm.kl_samples=disagreeing compares the rankings of at least two rewards, there is "

@@ -114,9 +114,15 @@ class AlgorithmConfig(Section):
     kl_coef: float = Field(default=1e-4, ge=0)
     """Weight of the squared distance to the reference policy: the base, with `model.lora_init` if set."""
     kl_samples: Literal["all", "disagreeing"] = "all"
-    """Samples that the distance counts for; disagreeing: those that main_reward ranks unlike the others."""
+    """Samples that the distance counts for; disagreeing: some of those that main_reward ranks above what the
+    other rewards say, with a reference policy that follows the trained one in jumps."""
     main_reward: str | None = None
     """Key of the reward whose ranking is compared with the other rewards'; for kl_samples=disagreeing."""
+    reference_max_age: int = Field(default=15, gt=0)
+    """Largest age in steps of the reference policy; for kl_samples=disagreeing."""
+    reference_max_kl: float = Field(default=0.15, gt=0)
+    """Squared distance at which the reference policy is set to the trained one; moves by up to a third; for
+    kl_samples=disagreeing."""
     adv_clip_max: float = Field(default=5.0, gt=0)
     advantage_std: Literal["global", "group"] = "global"
     """Divide centred rewards by the std of the whole batch or of each group."""

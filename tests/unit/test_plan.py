@@ -98,6 +98,11 @@ def test_the_demo_fits_two_cores() -> None:
         (["rewards=()"], "rewards is empty"),
         (["algorithm.main_reward=tiny_clip"], "has no effect with kl_samples=all"),
         (["algorithm.kl_samples=disagreeing"], "Try --config.algorithm.main_reward=tiny_clip."),
+        (
+            ["algorithm.kl_samples=disagreeing", "algorithm.main_reward=tiny_clip", "algorithm.kl_coef=0"],
+            "kl_samples=disagreeing has no effect with algorithm.kl_coef 0. "
+            "Try --config.algorithm.kl_coef=0.0001.",
+        ),
         ([f"rewards.{index}.weight=0" for index in range(3)], "every reward has weight 0"),
     ],
 )
