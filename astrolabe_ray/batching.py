@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from astrolabe_ray.errors import ConfigError
-from astrolabe_ray.types import RolloutGroup, TrainBatch, TrainSample
+from astrolabe_ray.types import PolicyVersion, RolloutGroup, TrainBatch, TrainSample
 
 MicroBatch = tuple[TrainSample, ...]
 
@@ -34,7 +34,13 @@ def make_train_batch(
     """
     samples = [
         TrainSample(
-            f"{group.group_id}/{r.index}", r.prompt, r.policy_version, r.latents, advantage, kl_weight
+            f"{group.group_id}/{r.index}",
+            r.prompt,
+            r.policy_version,
+            r.latents,
+            advantage,
+            kl_weight,
+            r.window_start,
         )
         for group, *rows in zip(groups, advantages, kl_weights, strict=True)
         for r, advantage, kl_weight in zip(group.rollouts, *rows, strict=True)
@@ -50,15 +56,19 @@ def make_train_batch(
 
 
 def split(samples: Sequence[TrainSample], micro_batch_size: int) -> list[MicroBatch]:
-    """Microbatches of one policy version each, at most `micro_batch_size` samples."""
-    by_version = sorted(samples, key=lambda sample: sample.policy_version)  # stable
+    """Microbatches of one policy version and one window each, at most `micro_batch_size` samples."""
     micro_batches: list[MicroBatch] = []
-    for _, run in groupby(by_version, key=lambda sample: sample.policy_version):
+    for _, run in groupby(sorted(samples, key=_forward), key=_forward):  # stable
         members = list(run)
         micro_batches += [
             tuple(members[i : i + micro_batch_size]) for i in range(0, len(members), micro_batch_size)
         ]
     return micro_batches
+
+
+def _forward(sample: TrainSample) -> tuple[PolicyVersion, int]:
+    """What the samples of one forward have in common."""
+    return sample.policy_version, sample.window_start
 
 
 def even_out(micro_batches: list[MicroBatch], num_ranks: int) -> list[MicroBatch]:

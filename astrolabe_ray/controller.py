@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 from astrolabe_ray.algorithms.advantages import group_advantages
 from astrolabe_ray.batching import make_train_batch, slices
 from astrolabe_ray.config.schema import RunConfig
-from astrolabe_ray.data.group_sampler import GroupSampler, rollout_seed
+from astrolabe_ray.config.train_window import train_window
+from astrolabe_ray.data.group_sampler import GroupSampler, group_seed, rollout_seed
 from astrolabe_ray.errors import DataFailure, RunStalled
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.kl_selection import KlSelection
@@ -149,8 +150,10 @@ class Controller:
         step, group = divmod(number, config.num_groups)
         prompt, group_id = self.prompts.prompt(number), f"train-{number}"
         seeds = [rollout_seed(self.config.seed, step, group, i) for i in range(config.group_size)]
+        window = train_window(self.config, group_seed(self.config.seed, step, group))
+        views = self.rewards.views
         requests = [
-            RolloutRequest(group_id, prompt, tuple(seeds[i] for i in part), part, self.rewards.views)
+            RolloutRequest(group_id, prompt, tuple(seeds[i] for i in part), part, views, window)
             for part in slices(config.group_size, config.batch_size)
         ]
         try:

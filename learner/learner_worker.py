@@ -229,6 +229,8 @@ class LearnerWorker:
             versions = {sample.policy_version for sample in samples}
             if len(versions) != 1:
                 raise ValueError(f"a microbatch must come from one policy version, not from {len(versions)}")
+            if len({sample.window_start for sample in samples}) != 1:
+                raise ValueError("the samples of a microbatch must have one window")
             self._ring.get(versions.pop())
 
     def _accumulate(
@@ -257,7 +259,7 @@ class LearnerWorker:
             self._load_old(self._ring.get(version))
         on_device = self._on_device(samples)
         seeds = [sample_seed(seed, self.version.step, sample.rollout_id) for sample in samples]
-        shape = on_device.x0_BTCHW.shape[1:]
+        shape = on_device.window_BTCHW.shape[1:]
         draws = draw(seeds, shape, self._timesteps, self.spec.algorithm.timesteps_per_sample)
         for number, at in enumerate(draws):
             losses = nft_step(
@@ -276,6 +278,7 @@ class LearnerWorker:
             torch.stack([self._encode(sample.prompt) for sample in samples]),
             torch.tensor([sample.advantage for sample in samples], device=self.device),
             torch.tensor([sample.kl_weight for sample in samples], device=self.device),
+            samples[0].window_start,
         )
 
     def _judge(self, grad_norm: float | None, loss: float) -> None:

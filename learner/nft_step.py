@@ -26,7 +26,10 @@ Policy = Literal["default", "old", "reference"]
 
 
 class Predict(Protocol):
-    """Flow [B, T, C, H, W] of a policy; with gradients only for `default`."""
+    """Flow [B, T, C, H, W] of a policy; with gradients only for `default`.
+
+    `clean`: the video up to the window's end, whose last T frames are the window; None: noisy context.
+    """
 
     def __call__(
         self, policy: Policy, noisy: Tensor, t_BT: Tensor, text: Tensor, clean: Tensor | None
@@ -46,12 +49,18 @@ class Draw:
 
 @dataclass(frozen=True)
 class Samples:
-    """A microbatch on one device, float32."""
+    """A microbatch on one device, float32. All its samples have the same window."""
 
-    x0_BTCHW: Tensor  # clean latents
+    x0_BTCHW: Tensor  # clean latents up to the window's end
     text_BLD: Tensor
     advantage_B: Tensor
     kl_weight_B: Tensor
+    window_start: int
+
+    @property
+    def window_BTCHW(self) -> Tensor:
+        """The clean latents that are trained on."""
+        return self.x0_BTCHW[:, self.window_start :]
 
 
 @dataclass(frozen=True)
@@ -104,13 +113,13 @@ def nft_step(
     others' is 0. The forwards without gradients come first, so that switching adapters never meets a
     graph under construction.
     """
-    x0_BTCHW, text_BLD, rows = samples.x0_BTCHW, samples.text_BLD, list(reference_rows)
+    x0_BTCHW, text_BLD, rows = samples.window_BTCHW, samples.text_BLD, list(reference_rows)
     sigma = (at.timestep_B / NUM_TIMESTEPS).view(-1, 1, 1, 1, 1)
     noisy = add_noise(x0_BTCHW, at.noise_BTCHW, sigma)
     t_BT = at.timestep_B[:, None].expand(-1, x0_BTCHW.shape[1])
 
     def x0_of(policy: Policy, rows: slice | list[int] = slice(None)) -> Tensor:
-        clean = x0_BTCHW[rows] if algorithm.clean_context else None
+        clean = samples.x0_BTCHW[rows] if algorithm.clean_context else None
         flow = predict(policy, noisy[rows], t_BT[rows], text_BLD[rows], clean)
         return flow_to_x0(noisy[rows], flow, sigma[rows])
 

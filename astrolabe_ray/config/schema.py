@@ -133,6 +133,11 @@ class AlgorithmConfig(Section):
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
     clean_context: bool = True
     """Training sees clean earlier frames, as sampling does; False: noisy ones."""
+    train_window_frames: int | None = Field(default=None, gt=0)
+    """Latent frames of a rollout that are scored and trained on; frames before them are context, and none are
+    made after them. None: the whole video."""
+    window_start: Literal["last", "random"] | int = "last"
+    """First latent frame of that window: as late as possible, drawn for each group, or this one."""
 
 
 class LearnerConfig(Section):
@@ -161,6 +166,8 @@ class EvaluationConfig(Section):
     rollouts_per_prompt: int = Field(default=4, gt=0)
     seed: int = Field(default=0, ge=0)
     """Root of the noise seeds; the same for every run, so that runs can be compared."""
+    num_latent_frames: int | None = Field(default=None, gt=0)
+    """Latent frames of a held-out video, all of which are scored; None: model.num_latent_frames."""
     every_steps: int = Field(default=0, ge=0)
     """Evaluate between first and last every so many steps; 0: only before and after."""
     num_shown_videos: int = Field(default=8, ge=0)

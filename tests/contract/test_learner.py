@@ -73,7 +73,7 @@ def changed(spec: LearnerSpec, **sections: dict) -> LearnerSpec:
     return dataclasses.replace(spec, **updates)
 
 
-def samples(step: int, *, number: int = 6, stale: int = 0) -> list[TrainSample]:
+def samples(step: int, *, number: int = 6, stale: int = 0, frames: int = 3) -> list[TrainSample]:
     """`number` samples for `step`, the first `stale` of them made by the policy before."""
     rng = np.random.default_rng(step)
     return [
@@ -81,7 +81,7 @@ def samples(step: int, *, number: int = 6, stale: int = 0) -> list[TrainSample]:
             rollout_id=f"train-{step}/{i}",
             prompt=("a red circle", "a blue square")[i % 2],
             policy_version=PolicyVersion(0, step - (i < stale)),
-            latents=rng.standard_normal((3, 4, 4, 4)).astype(np.float32),
+            latents=rng.standard_normal((frames, 4, 4, 4)).astype(np.float32),
             advantage=float(rng.normal(scale=3)),
         )
         for i in range(number)
@@ -182,6 +182,34 @@ async def test_a_lagging_reference_equals_a_plain_float64_learner(spec: LearnerS
         assert ages == [0, 1, 2, 0, 1]
         assert result.metrics["kl/reference_refreshes"] == 1
         assert result.metrics["kl_loss"] > 1e-6
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+async def test_training_on_windows_equals_a_plain_float64_learner(spec: LearnerSpec, zero_stage: int) -> None:
+    """Noise, loss and penalty of the window only, behind context that each policy computes for itself."""
+    spec = changed(spec, learner={"zero_stage": zero_stage, "gradient_checkpointing": True})
+    async with running(spec) as learner:
+        plain = PlainLearner(spec, await published(learner))
+        for step in range(3):
+            starts = [3, 3, 3, 4, 0, 0]
+            all_samples = [
+                dataclasses.replace(sample, window_start=start)
+                for start, sample in zip(starts, samples(step, stale=2 if step else 0, frames=5), strict=True)
+            ]
+            result = await learner.train(
+                batch(step, all_samples[:2], all_samples[2:3], all_samples[3:4], all_samples[4:])
+            )
+            for name, value in plain.train(all_samples, SEED).items():
+                assert result.metrics[name] == pytest.approx(value, rel=5e-5), name
+            assert_close(await published(learner), plain.old[result.version], atol=2e-6)
+
+
+async def test_a_microbatch_of_two_windows_is_refused(spec: LearnerSpec) -> None:
+    """One forward has one window; the loss of the other sample would fall on its context."""
+    two = [dataclasses.replace(s, window_start=i % 2) for i, s in enumerate(samples(0))]
+    async with running(spec) as learner:
+        with pytest.raises(ValueError, match="one window"):
+            await learner.train(batch(0, two))
 
 
 async def test_a_penalty_above_the_threshold_sets_the_reference_after_the_step(spec: LearnerSpec) -> None:

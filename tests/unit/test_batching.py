@@ -17,7 +17,10 @@ def groups_of(versions: list[int], group_size: int) -> list[RolloutGroup]:
     groups = []
     for number, step in enumerate(versions):
         rollouts = tuple(
-            Rollout(f"g{number}", i, "p", i, PolicyVersion(0, step), "a", f"latents-{number}-{i}", ())
+            Rollout(
+                *(f"g{number}", i, "p", i, PolicyVersion(0, step), "a", f"latents-{number}-{i}", ()),
+                window_start=3 * (number % 2),
+            )
             for i in range(group_size)
         )
         groups.append(RolloutGroup(f"g{number}", number, "p", rollouts, (Scores({}),) * group_size))
@@ -49,7 +52,7 @@ def test_every_sample_lands_on_exactly_one_rank_with_equal_microbatch_counts(
     assert len({len(rank) for rank in batch.ranks}) == 1
     for micro_batch in chain(*batch.ranks):
         assert 1 <= len(micro_batch) <= micro_batch_size
-        assert len({sample.policy_version for sample in micro_batch}) == 1
+        assert len({(sample.policy_version, sample.window_start) for sample in micro_batch}) == 1
 
 
 def test_samples_that_do_not_split_over_the_ranks_are_refused() -> None:

@@ -11,6 +11,7 @@ from astrolabe_ray.config.plan import make_plan
 from astrolabe_ray.errors import ConfigError
 
 TINY = f"{Path(__file__).parents[2] / 'configs' / 'nft_tiny.py'}:tiny_sprites"
+WINDOW_OF_3 = ["algorithm.train_window_frames=3"]
 
 
 def test_derived_numbers_are_those_computed_by_hand() -> None:
@@ -103,6 +104,18 @@ def test_the_demo_fits_two_cores() -> None:
             "kl_samples=disagreeing has no effect with algorithm.kl_coef 0. "
             "Try --config.algorithm.kl_coef=0.0001.",
         ),
+        (["algorithm.window_start=3"], "Try --config.algorithm.train_window_frames=3."),
+        (["algorithm.train_window_frames=4"], "Try --config.algorithm.train_window_frames=3 or 6."),
+        (["algorithm.train_window_frames=12"], "Try --config.algorithm.train_window_frames=9."),
+        ([*WINDOW_OF_3, "algorithm.window_start=4"], "Try --config.algorithm.window_start=3 or 6."),
+        ([*WINDOW_OF_3, "algorithm.window_start=9"], "Try --config.algorithm.window_start=6."),
+        ([*WINDOW_OF_3, "algorithm.window_start=-3"], "Try --config.algorithm.window_start=6."),
+        ([*WINDOW_OF_3, "algorithm.clean_context=false"], "Try --config.algorithm.clean_context=true."),
+        (
+            [*WINDOW_OF_3, "algorithm.window_start=random", "learner.zero_stage=3", "learner.num_ranks=2"],
+            "Try --config.learner.zero_stage=2.",
+        ),
+        (["evaluation.num_latent_frames=5"], "Try --config.evaluation.num_latent_frames=3 or 6."),
         ([f"rewards.{index}.weight=0" for index in range(3)], "every reward has weight 0"),
     ],
 )
@@ -118,7 +131,13 @@ def test_values_on_the_edge_of_a_rule_are_accepted() -> None:
     make_plan(
         load(
             TINY,
-            ["model.window_frames=4", "learner.num_ranks=64", "algorithm.timesteps_per_sample=4"],
+            [
+                "model.window_frames=4",
+                "learner.num_ranks=64",
+                "algorithm.timesteps_per_sample=4",
+                "algorithm.train_window_frames=6",
+                "algorithm.window_start=3",
+            ],
         )
     )
 

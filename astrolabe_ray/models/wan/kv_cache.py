@@ -126,7 +126,6 @@ class KVCache:
     ) -> None:
         """`grid`: patch rows and columns of a latent frame; `num_frames`: length of the videos."""
         self.slots = FrameSlots(rule, num_frames)
-        self.num_frames = num_frames
         self.grid = grid
         self.tokens = grid[0] * grid[1]
         self.batch = batch
