@@ -33,6 +33,8 @@ ONE_OF_EACH_KIND = [
     "nft_longlive.py:longlive_video_multi_reward_with_lora_init",
     "nft_self_forcing.py:self_forcing_video_hpsv3_1gpu",
     "nft_longlive.py:longlive_video_hpsv3_gardo",
+    "nft_longlive.py:longlive_video_hpsv3_streaming_with_lora_init",
+    "nft_longlive.py:longlive_video_long",
 ]
 OVERRIDES = ["num_steps=2", "learner.num_ranks=1", "evaluation.every_steps=0", "checkpoint.every_steps=2"]
 
