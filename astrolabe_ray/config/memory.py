@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from astrolabe_ray.config.plan import FRAMES_PER_LATENT_FRAME, PIXELS_PER_TOKEN, Plan
+from astrolabe_ray.config.plan import PIXELS_PER_TOKEN, Plan
 from astrolabe_ray.config.schema import ModelConfig, RunConfig
 from astrolabe_ray.config.train_window import evaluation_frames, longest_rollout, window_frames
 from astrolabe_ray.errors import ConfigError
@@ -165,7 +165,7 @@ def train_frames(config: RunConfig) -> int:
 def object_store_need(config: RunConfig, plan: Plan) -> int:
     """Bytes that must fit at the least: one group of whole videos per actor and the latents in flight."""
     m, rollout = config.model, config.rollout
-    video_bytes = FRAMES_PER_LATENT_FRAME * plan.window_latent_frames * 3 * m.height * m.width
+    video_bytes = plan.num_scored_frames * 3 * m.height * m.width
     latent_values = 16 * plan.sampled_latent_frames * plan.latent_shape[1] * plan.latent_shape[2]
     in_flight = plan.max_groups_in_flight * rollout.group_size
     latent_bytes = in_flight * latent_values * _bytes_per_value(m)

@@ -38,9 +38,9 @@ class Plan:
     """Derived numbers of a run. Counts are per train step unless the name says otherwise."""
 
     num_frames: int  # of one video
+    num_scored_frames: int  # of one rollout, at most
     num_chunks: int  # of one video
     latent_shape: tuple[int, int, int]  # T, H, W
-    window_latent_frames: int  # that a sample trains on
     sampled_latent_frames: int  # of the longest rollout
     tokens_per_latent_frame: int
     num_rollouts: int
@@ -67,15 +67,16 @@ def make_plan(config: RunConfig) -> Plan:
         raise ConfigError("\n".join(broken))
     model, rollout = config.model, config.rollout
     num_rollouts = rollout.num_groups * rollout.group_size
+    num_frames = FRAMES_PER_LATENT_FRAME * (model.num_latent_frames - 1) + 1
     return Plan(
-        num_frames=FRAMES_PER_LATENT_FRAME * (model.num_latent_frames - 1) + 1,
+        num_frames=num_frames,
+        num_scored_frames=min(num_frames, FRAMES_PER_LATENT_FRAME * window_frames(config)),
         num_chunks=model.num_latent_frames // model.chunk_frames,
         latent_shape=(
             model.num_latent_frames,
             model.height // PIXELS_PER_LATENT,
             model.width // PIXELS_PER_LATENT,
         ),
-        window_latent_frames=window_frames(config),
         sampled_latent_frames=longest_rollout(config),
         tokens_per_latent_frame=(model.height // PIXELS_PER_TOKEN) * (model.width // PIXELS_PER_TOKEN),
         num_rollouts=num_rollouts,

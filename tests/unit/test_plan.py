@@ -43,6 +43,14 @@ def test_derived_numbers_are_those_computed_by_hand() -> None:
     assert plan.eval_rollouts == 15
 
 
+def test_a_window_shortens_rollouts_and_what_is_scored() -> None:
+    """The object store would be asked for whole videos that nobody makes."""
+    plan = make_plan(load(TINY, [*WINDOW_OF_3, "algorithm.window_start=3"]))
+    assert (plan.num_frames, plan.num_scored_frames, plan.sampled_latent_frames) == (33, 12, 6)
+    whole = make_plan(load(TINY))
+    assert (whole.num_frames, whole.num_scored_frames, whole.sampled_latent_frames) == (33, 33, 9)
+
+
 def test_needs_count_every_process_that_a_run_starts() -> None:
     """A process left out makes the run hang in a pending placement."""
     plan = make_plan(
