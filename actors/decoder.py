@@ -16,17 +16,27 @@ FRAMES_PER_LATENT_FRAME = 4
 
 
 class VideoDecoder:
-    """Decodes `batch` videos chunk by chunk into one array that is allocated once.
+    """Decodes `batch` videos chunk by chunk and keeps their frames in one array that is allocated once.
 
+    A frame depends on all before it, so leading frames that nobody looks at are decoded, but not kept.
     `seconds` is the time spent decoding so far; chunks must be ready on the device (see `add`).
     """
 
-    def __init__(self, vae: VideoVAE, *, batch: int, num_latent_frames: int, height: int, width: int) -> None:
-        """`height` and `width` in pixels."""
-        num_frames = FRAMES_PER_LATENT_FRAME * (num_latent_frames - 1) + 1
+    def __init__(
+        self,
+        vae: VideoVAE,
+        *,
+        batch: int,
+        num_latent_frames: int,
+        height: int,
+        width: int,
+        first_latent_frame: int = 0,
+    ) -> None:
+        """`height` and `width` in pixels; `first_latent_frame`: the first one whose frames are kept."""
+        first = num_frames_of(first_latent_frame)
         self._stream = vae.stream(batch)
-        self._videos = np.empty((batch, num_frames, 3, height, width), np.uint8)
-        self._num_done = 0
+        self._videos = np.empty((batch, num_frames_of(num_latent_frames) - first, 3, height, width), np.uint8)
+        self._num_done = -first  # frames kept; below 0: still to be skipped
         self.seconds = 0.0
 
     def add(self, chunk_BTCHW: Tensor) -> None:
@@ -34,16 +44,23 @@ class VideoDecoder:
         start = time.perf_counter()
         frames = to_uint8(self._stream.decode(chunk_BTCHW))
         end = self._num_done + frames.shape[1]
-        self._videos[:, self._num_done : end] = frames
+        if end > 0:
+            kept = frames[:, max(0, -self._num_done) :]
+            self._videos[:, end - kept.shape[1] : end] = kept
         self._num_done = end
         self.seconds += time.perf_counter() - start
 
     def videos(self) -> np.ndarray:
-        """All frames, uint8 [B, F, 3, H, W]; call after the last chunk."""
+        """The frames that are kept, uint8 [B, F, 3, H, W]; call after the last chunk."""
         assert self._num_done == self._videos.shape[1], (
             f"{self._num_done} of {self._videos.shape[1]} frames decoded"
         )
         return self._videos
+
+
+def num_frames_of(num_latent_frames: int) -> int:
+    """Frames of that many latent frames from the start of a video."""
+    return max(0, FRAMES_PER_LATENT_FRAME * (num_latent_frames - 1) + 1)
 
 
 def to_uint8(pixels: Tensor) -> np.ndarray:

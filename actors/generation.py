@@ -128,7 +128,7 @@ class Generation:
             self._model.architecture,
             self._rule,
             batch=batch,
-            num_frames=held.num_frames,
+            num_frames=held.slots.capacity,
             grid=held.grid,
             dtype=self._model.dtype,
             device=self._model.head.modulation.device,

@@ -79,7 +79,7 @@ class RolloutActor:
         return probe_output(self._model, self._model.architecture, seed)
 
     def generate(self, request: RolloutRequest) -> tuple[Any, ...]:
-        """Sample and decode every rollout of `request`.
+        """Sample every rollout of `request` up to its window's end and decode the window.
 
         Returns 1 + B * (views + 1) values, each of which can travel on its own: the records without
         payloads (list[Rollout]), then for each rollout its views (uint8 [F, 3, H, W]) and its latents.
@@ -106,6 +106,7 @@ class RolloutActor:
             actor=self.name,
             latents=None,
             views=(),
+            window_start=self._window(request)[0],
             generate_s=(seconds - decoder.seconds) / len(request.seeds),
             decode_s=decoder.seconds / len(request.seeds),
         )
@@ -117,14 +118,16 @@ class RolloutActor:
         return [replace(record, index=index, seed=seed) for index, seed in pairs], *payloads
 
     def _sample(self, request: RolloutRequest) -> tuple[Tensor, VideoDecoder]:
-        """Latents [B, T, C, H, W] float32 on the CPU, and the decoder with all frames."""
+        """Latents [B, T, C, H, W] float32 on the CPU, and the decoder with the window's frames."""
         m, batch = self.spec.model, len(request.seeds)
+        start, end = self._window(request)
         decoder = VideoDecoder(
             self._vae,
             batch=batch,
-            num_latent_frames=m.num_latent_frames,
+            num_latent_frames=end,
             height=m.height,
             width=m.width,
+            first_latent_frame=start,
         )
         text_kv = self._model.encode_text(
             self._encode(request.prompt)
@@ -133,13 +136,16 @@ class RolloutActor:
         for chunk_BTCHW in self._sampler.sample(
             text_kv,
             request.seeds,
-            m.num_latent_frames,
+            end,
             m.height // PIXELS_PER_LATENT,
             m.width // PIXELS_PER_LATENT,
         ):
             chunks.append(chunk_BTCHW.cpu())  # waits for the GPU, so that the decoder times itself only
             decoder.add(chunk_BTCHW)
         return torch.cat(chunks, dim=1), decoder
+
+    def _window(self, request: RolloutRequest) -> tuple[int, int]:
+        return request.window or (0, self.spec.model.num_latent_frames)
 
     def _held_version(self) -> PolicyVersion:
         if self._weights.held is None:

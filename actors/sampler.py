@@ -12,7 +12,7 @@ from torch import Tensor
 from actors.generation import Generation, Steps
 from actors.noise import VideoNoise
 from astrolabe_ray.models.wan.context import ContextRule
-from astrolabe_ray.models.wan.kv_cache import KVCache
+from astrolabe_ray.models.wan.kv_cache import FrameSlots, KVCache
 from astrolabe_ray.models.wan.transformer import CausalWanModel, TextKV
 
 
@@ -72,8 +72,9 @@ class Sampler:
     def _empty_cache(self, batch: int, num_frames: int, height: int, width: int) -> KVCache:
         """The cache of the last call if it fits, else a new one."""
         grid = self._model.architecture.grid(height, width)
-        wanted = (batch, num_frames, grid)
-        if self._cache is None or (self._cache.batch, self._cache.num_frames, self._cache.grid) != wanted:
+        wanted = (batch, FrameSlots(self._rule, num_frames).capacity, grid)
+        held = self._cache and (self._cache.batch, self._cache.slots.capacity, self._cache.grid)
+        if held != wanted:
             self._cache = None  # free the old one first
             self._cache = KVCache(
                 self._model.architecture,
@@ -84,5 +85,6 @@ class Sampler:
                 dtype=self._model.dtype,
                 device=self._model.head.modulation.device,
             )
+        assert self._cache is not None
         self._cache.reset()
         return self._cache

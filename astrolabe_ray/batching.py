@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from astrolabe_ray.errors import ConfigError
-from astrolabe_ray.types import RolloutGroup, TrainBatch, TrainSample
+from astrolabe_ray.types import PolicyVersion, RolloutGroup, TrainBatch, TrainSample
 
 MicroBatch = tuple[TrainSample, ...]
 
@@ -19,20 +19,31 @@ MicroBatch = tuple[TrainSample, ...]
 def make_train_batch(
     groups: Sequence[RolloutGroup],
     advantages: Sequence[Sequence[float]],
+    kl_weights: Sequence[Sequence[float]],
     *,
     step: int,
     seed: int,
     num_ranks: int,
     micro_batch_size: int,
 ) -> TrainBatch:
-    """Split all rollouts of `groups` over the ranks; `advantages[g][i]` belongs to `groups[g].rollouts[i]`.
+    """Split all rollouts of `groups` over the ranks.
+
+    `advantages[g][i]` and `kl_weights[g][i]` belong to `groups[g].rollouts[i]`.
 
     Raises ConfigError when the ranks cannot have the same number of microbatches.
     """
     samples = [
-        TrainSample(f"{group.group_id}/{r.index}", r.prompt, r.policy_version, r.latents, advantage)
-        for group, row in zip(groups, advantages, strict=True)
-        for r, advantage in zip(group.rollouts, row, strict=True)
+        TrainSample(
+            f"{group.group_id}/{r.index}",
+            r.prompt,
+            r.policy_version,
+            r.latents,
+            advantage,
+            kl_weight,
+            r.window_start,
+        )
+        for group, *rows in zip(groups, advantages, kl_weights, strict=True)
+        for r, advantage, kl_weight in zip(group.rollouts, *rows, strict=True)
     ]
     if len(samples) % num_ranks:
         raise ConfigError(
@@ -45,15 +56,19 @@ def make_train_batch(
 
 
 def split(samples: Sequence[TrainSample], micro_batch_size: int) -> list[MicroBatch]:
-    """Microbatches of one policy version each, at most `micro_batch_size` samples."""
-    by_version = sorted(samples, key=lambda sample: sample.policy_version)  # stable
+    """Microbatches of one policy version and one window each, at most `micro_batch_size` samples."""
     micro_batches: list[MicroBatch] = []
-    for _, run in groupby(by_version, key=lambda sample: sample.policy_version):
+    for _, run in groupby(sorted(samples, key=_forward), key=_forward):  # stable
         members = list(run)
         micro_batches += [
             tuple(members[i : i + micro_batch_size]) for i in range(0, len(members), micro_batch_size)
         ]
     return micro_batches
+
+
+def _forward(sample: TrainSample) -> tuple[PolicyVersion, int]:
+    """What the samples of one forward have in common."""
+    return sample.policy_version, sample.window_start
 
 
 def even_out(micro_batches: list[MicroBatch], num_ranks: int) -> list[MicroBatch]:

@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 from astrolabe_ray.algorithms.advantages import group_advantages
 from astrolabe_ray.batching import make_train_batch, slices
 from astrolabe_ray.config.schema import RunConfig
-from astrolabe_ray.data.group_sampler import GroupSampler, rollout_seed
+from astrolabe_ray.config.train_window import train_window
+from astrolabe_ray.data.group_sampler import GroupSampler, group_seed, rollout_seed
 from astrolabe_ray.errors import DataFailure, RunStalled
 from astrolabe_ray.evaluator import Evaluator
+from astrolabe_ray.kl_selection import KlSelection
 from astrolabe_ray.roles import Learner, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.rollout_buffer import RolloutBuffer
 from astrolabe_ray.step_metrics import PhaseClock, step_metrics, total_reward
@@ -68,6 +70,7 @@ class Controller:
         self.evaluator, self.prompts, self.observer = evaluator, prompts, observer
         self.checkpoints, self.stop, self.resume_from = checkpoints, stop, resume_from
         self.channel = WeightChannel(learner, rollouts)
+        self.kl_selection = KlSelection(config)
         self.buffer = RolloutBuffer(config.rollout.num_groups, config.rollout.max_policy_age)
         self._moved = asyncio.Event()  # set whenever the buffer changed
         self._unscored: asyncio.Queue[tuple[int, str, list[Rollout]]] = asyncio.Queue()
@@ -111,6 +114,7 @@ class Controller:
         if self.resume_from is not None:
             state = await self.learner.load(self.resume_from)
             self.buffer.next_number, self.buffer.num_dropped = state["next_number"], state["num_dropped"]
+            self.kl_selection.restore(state)
         policy = await self.channel.publish()
         await self.channel.prove()
         self.buffer.version = policy.manifest.version
@@ -146,8 +150,10 @@ class Controller:
         step, group = divmod(number, config.num_groups)
         prompt, group_id = self.prompts.prompt(number), f"train-{number}"
         seeds = [rollout_seed(self.config.seed, step, group, i) for i in range(config.group_size)]
+        window = train_window(self.config, group_seed(self.config.seed, step, group))
+        views = self.rewards.views
         requests = [
-            RolloutRequest(group_id, prompt, tuple(seeds[i] for i in part), part, self.rewards.views)
+            RolloutRequest(group_id, prompt, tuple(seeds[i] for i in part), part, views, window)
             for part in slices(config.group_size, config.batch_size)
         ]
         try:
@@ -229,9 +235,11 @@ class Controller:
         weights = {reward.key: reward.weight for reward in self.config.rewards}
         totals = [[total_reward(scores, weights) for scores in group.scores] for group in groups]
         advantages, advantage_stats = group_advantages(totals, std=self.config.algorithm.advantage_std)
+        kl_weights, kl_stats = self.kl_selection.weights(groups)
         batch = make_train_batch(
             groups,
             advantages,
+            kl_weights,
             step=self.buffer.version.step,
             seed=self.config.seed,
             num_ranks=self.config.learner.num_ranks,
@@ -248,12 +256,16 @@ class Controller:
         ages = [self.buffer.age(r.policy_version) for group in groups for r in group.rollouts]
         self.buffer.trained(groups, result.version)
         metrics = step_metrics(groups, totals, ages, result)
-        metrics |= advantage_stats | {
-            "groups/dropped": float(self.buffer.num_dropped),
-            "seconds/wait": train_start - began,
-            "seconds/publish": self._now() - publish_start,
-            "rollouts_per_s": batch.num_samples / (self._now() - began),
-        }
+        metrics |= (
+            advantage_stats
+            | kl_stats
+            | {
+                "groups/dropped": float(self.buffer.num_dropped),
+                "seconds/wait": train_start - began,
+                "seconds/publish": self._now() - publish_start,
+                "rollouts_per_s": batch.num_samples / (self._now() - began),
+            }
+        )
         self.observer.step(metrics)
         self.observer.advance()
         self._progress()
@@ -284,7 +296,7 @@ class Controller:
         start = self._now()
         step = self.buffer.version.step
         state = {"next_number": self.buffer.resume_number, "num_dropped": self.buffer.num_dropped}
-        await self.learner.save(self.checkpoints / f"checkpoint-{step}", state)
+        await self.learner.save(self.checkpoints / f"checkpoint-{step}", state | self.kl_selection.state())
         self._span("save", "learner", start, step=step)
         self._progress()
 

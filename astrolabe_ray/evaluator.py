@@ -8,6 +8,7 @@ from statistics import fmean
 
 from astrolabe_ray.batching import slices
 from astrolabe_ray.config.schema import RunConfig
+from astrolabe_ray.config.train_window import evaluation_frames
 from astrolabe_ray.data.group_sampler import rollout_seed
 from astrolabe_ray.roles import Gallery, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.step_metrics import total_reward
@@ -59,6 +60,7 @@ class Evaluator:
                 seeds=tuple(rollout_seed(settings.seed, 0, number, i) for i in part),
                 indices=part,
                 views=views,
+                window=(0, evaluation_frames(self.config)),
             )
             for part in slices(settings.rollouts_per_prompt, self.config.rollout.batch_size)
         ]

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 from astrolabe_ray.types import (
     Blob,
+    ControllerState,
     Evaluation,
     FrameSpec,
     PublishedPolicy,
@@ -94,11 +95,11 @@ class Learner(Protocol):
         """Output of the published policy on a fixed input (see `weights.probe`)."""
         ...
 
-    async def save(self, directory: Path, controller_state: Mapping[str, int]) -> None:
+    async def save(self, directory: Path, controller_state: ControllerState) -> None:
         """Write a checkpoint atomically: all that a later run needs, `controller_state` included."""
         ...
 
-    async def load(self, directory: Path) -> dict[str, int]:
+    async def load(self, directory: Path) -> ControllerState:
         """Continue from a checkpoint; returns its `controller_state`."""
         ...
 

@@ -17,6 +17,9 @@ from typing import Any, Literal
 Blob = Any
 """A numpy array, or a Ray ObjectRef of one."""
 
+ControllerState = dict[str, Any]
+"""What a checkpoint keeps for the controller: counters and what else JSON holds."""
+
 
 @dataclass(frozen=True, order=True)
 class PolicyVersion:
@@ -58,6 +61,9 @@ class RolloutRequest:
     seeds: tuple[int, ...]  # one generator seed per rollout
     indices: tuple[int, ...]  # position of each rollout in its group
     views: tuple[FrameSpec, ...] = ()  # distinct views to derive, in this order
+    window: tuple[int, int] | None = (
+        None  # latent frames first..end that are looked at; None: the whole video
+    )
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,11 @@ class Rollout:
     seed: int
     policy_version: PolicyVersion  # made every chunk of this video
     actor: str  # who made it, e.g. "rollout-0"
-    latents: Blob  # float32 or uint16 (bf16 bits) [T, C, H, W], normalised latents
+    latents: Blob  # float32 or uint16 (bf16 bits) [T, C, H, W], normalised latents up to the window's end
     views: tuple[Blob, ...]  # uint8 [F, 3, H, W] each, in the order of RolloutRequest.views
     generate_s: float = 0.0  # this video's share of the batch's denoising time
     decode_s: float = 0.0
+    window_start: int = 0  # first latent frame that the views show and that is trained on
 
 
 @dataclass(frozen=True)
@@ -106,15 +113,17 @@ class TrainSample:
     rollout_id: str  # f"{group_id}/{index}"; seeds the training noise
     prompt: str
     policy_version: PolicyVersion
-    latents: Blob  # [T, C, H, W]
+    latents: Blob  # [T, C, H, W] up to the window's end
     advantage: float
+    kl_weight: float = 1.0  # of its distance to the reference policy, mean 1 over the batch; 0: not computed
+    window_start: int = 0  # first latent frame of the loss; those before it are context
 
 
 @dataclass(frozen=True)
 class TrainBatch:
     """What one optimizer step trains on: `ranks[r]` is a tuple of microbatches of rank r.
 
-    Every sample of a microbatch has the same policy version. Ranks may hold different numbers of
+    Every sample of a microbatch has the same policy version and window. Ranks may hold different numbers of
     samples; the loss is the mean over all `num_samples` of the batch whatever the split.
     """
 

@@ -5,7 +5,7 @@ python launch.py train --config configs/nft_longlive.py:longlive_video_hpsv3 --d
 
 from __future__ import annotations
 
-from astrolabe_ray.config.nft_recipes import HPSV3, MQ, MULTI, wan
+from astrolabe_ray.config.nft_recipes import HPSV3, MQ, MULTI, TrainWindow, wan
 from astrolabe_ray.config.schema import RunConfig
 
 
@@ -132,7 +132,11 @@ def longlive_video_hpsv3_with_lora_init_48gpu() -> RunConfig:
 
 
 def longlive_video_hpsv3_streaming_with_lora_init() -> RunConfig:
-    """HPSv3 with videos of 957 frames, from LongLive's LoRA on 8 GPUs."""
+    """HPSv3 on the second 21 latent frames of long videos, from LongLive's LoRA on 8 GPUs.
+
+    As the release means it: always the same window, scored by itself; evaluation on 237 frames. With
+    `--config.algorithm.window_start=random` the window is drawn from all 957 frames for each group.
+    """
     return wan(
         "longlive_video_hpsv3_streaming_with_lora_init",
         "longlive",
@@ -141,6 +145,7 @@ def longlive_video_hpsv3_streaming_with_lora_init() -> RunConfig:
         num_frames=960,
         lora_init=True,
         eval_every=30,
+        window=TrainWindow(frames=21, start=21, eval_frames=60),
     )
 
 

@@ -78,6 +78,8 @@ def besides(config: RunConfig) -> list[str]:
         notes.append("frame by frame")
     if config.model.num_latent_frames != 21:
         notes.append(f"{make_plan(config).num_frames} frames")
+    if config.algorithm.train_window_frames is not None:
+        notes.append(f"trains on {config.algorithm.train_window_frames} latent frames of them")
     if config.model.lora_init is not None:
         notes.append("starts from a LoRA")
     if config.algorithm.kl_samples != "all":

@@ -96,8 +96,8 @@ def _type(annotation: Any) -> str:
         return " or ".join(f"`{choice}`" for choice in get_args(annotation))
     if get_origin(annotation) is tuple:
         return f"list of {get_args(annotation)[0].__name__}"
-    names = [part for part in get_args(annotation) if part is not type(None)] or [annotation]
-    text = " or ".join(part.__name__ for part in names)
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    text = " or ".join(_type(part) for part in parts) if parts else annotation.__name__
     return f"{text} or none" if type(None) in get_args(annotation) else text
 
 

@@ -3,6 +3,7 @@
 checkpoints/checkpoint-<step>/
   lora/adapter_model.safetensors, adapter_config.json   EMA weights, loadable by PEFT
   adapters/{default,old,ema}.safetensors, old-<step>.safetensors   what training goes on with
+  adapters/reference.safetensors                                   if the reference policy moves
   learner/optimizer.safetensors
   state.json      version and the controller's counters
   manifest.json   size and sha256 of every other file

@@ -24,19 +24,19 @@ from astrolabe_ray.config.schema import LearnerConfig
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.lora import adapter_tensors
 
-AdapterName = Literal["default", "old"]
+AdapterName = Literal["default", "old", "reference"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Engine:
-    """Trains the adapter `default` of `model`; `old` beside it is written to and never trained.
+    """Trains the adapter `default` of `model`; those beside it are written to and never trained.
 
     All ranks must call every method, in the same order. Needs a process group (`process_group.join`).
     """
 
     def __init__(self, model: PeftModel, config: LearnerConfig, device: torch.device) -> None:
         self.model, self.device, self.stage = model, device, config.zero_stage
-        self._tensors = {name: adapter_tensors(model, name) for name in ("default", "old")}
+        self._tensors = {name: adapter_tensors(model, name) for name in model.peft_config}
         self._shapes = {name: p.shape for name, p in self._tensors["default"].items()}
         self._numels = [shape.numel() for shape in self._shapes.values()]
         optimizer = torch.optim.AdamW(

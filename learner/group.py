@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from astrolabe_ray.errors import AstrolabeError, InfraFailure
 from astrolabe_ray.roles import BlobStore
 from astrolabe_ray.runtime.failures import as_failure
 from astrolabe_ray.runtime.placement import bundle, release, reserve
-from astrolabe_ray.types import PublishedPolicy, StepResult, TrainBatch
+from astrolabe_ray.types import ControllerState, PublishedPolicy, StepResult, TrainBatch
 from learner.learner_worker import LearnerSpec, LearnerWorker
 
 GRACE_S = 5.0
@@ -68,11 +68,11 @@ class LearnerGroup:
     async def probe(self, seed: int) -> list[float]:
         return (await self._gather([rank.probe.remote(seed) for rank in self._ranks]))[0]
 
-    async def save(self, directory: Path, controller_state: Mapping[str, int]) -> None:
+    async def save(self, directory: Path, controller_state: ControllerState) -> None:
         """`directory` must be on storage that rank 0 and this process share."""
         await self._gather([rank.save.remote(directory, controller_state) for rank in self._ranks])
 
-    async def load(self, directory: Path) -> dict[str, int]:
+    async def load(self, directory: Path) -> ControllerState:
         self._incarnation += 1
         return (await self._gather([r.load.remote(directory, self._incarnation) for r in self._ranks]))[0]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,14 +27,15 @@ from astrolabe_ray.models.registry import files_of, load_transformer
 from astrolabe_ray.models.text_encoder import TextEncoder
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.roles import BlobStore
-from astrolabe_ray.types import PolicyVersion, StepResult, TrainSample, WeightManifest
+from astrolabe_ray.types import ControllerState, PolicyVersion, StepResult, TrainSample, WeightManifest
 from astrolabe_ray.weights.pack import pack
 from astrolabe_ray.weights.probe import probe_output
 from learner import checkpoint, process_group
 from learner.adapter_ring import AdapterRing
 from learner.engine import Engine
-from learner.nft_step import SampleLosses, draw, nft_step, predictor, sample_seed
+from learner.nft_step import SampleLosses, Samples, draw, nft_step, predictor, sample_seed
 from learner.policies import with_policies
+from learner.reference import Reference, moves
 from learner.state_files import LearnerState, read_state, write_state
 
 MAX_SKIPS_IN_A_ROW = 3
@@ -57,18 +58,12 @@ class LearnerSpec:
 
     @classmethod
     def of(cls, config: RunConfig) -> LearnerSpec:
-        """Raises ConfigError when a sample is to train on more timesteps than there are, and for
-        selective KL, which this learner can't do."""
+        """Raises ConfigError when a sample is to train on more timesteps than there are."""
         steps, wanted = len(config.model.denoising_steps), config.algorithm.timesteps_per_sample
         if wanted > steps:
             raise ConfigError(
                 f"algorithm.timesteps_per_sample is {wanted}, but model.denoising_steps has {steps}; "
                 f"use at most {steps}."
-            )
-        if config.algorithm.kl_samples != "all":
-            raise ConfigError(
-                f"algorithm.kl_samples is {config.algorithm.kl_samples}, but the learner counts the KL of "
-                "all samples. Try --config.algorithm.kl_samples=all --config.algorithm.main_reward=none."
             )
         return cls(
             anywhere(config.model),
@@ -114,8 +109,11 @@ class LearnerWorker:
         base = load_transformer(files, dtype, self.device)
         base.gradient_checkpointing = spec.learner.gradient_checkpointing
         self._architecture = base.architecture
-        model = with_policies(base, spec.lora, files.lora_init, seed=spec.seed)
+        model = with_policies(
+            base, spec.lora, files.lora_init, seed=spec.seed, has_reference=moves(spec.algorithm)
+        )
         self._engine = Engine(model, spec.learner, self.device)
+        self._reference = Reference(self._engine, spec.algorithm)
         encoder = TextEncoder.load(
             files.text_encoder, files.tokenizer, base.architecture.text_len, self.device, dtype
         )
@@ -145,8 +143,8 @@ class LearnerWorker:
         names = ("loss", "policy_loss", "kl_loss", "old_deviation")
         metrics = {name: value / num_samples for name, value in zip(names, sums, strict=True)}
         self._judge(grad_norm, metrics["loss"])
-        decay = self._move_on(moved=grad_norm is not None)
-        metrics |= {
+        decay, reference_metrics = self._move_on(moved=grad_norm is not None, kl=metrics["kl_loss"])
+        metrics |= reference_metrics | {
             "grad_norm": math.nan if grad_norm is None else grad_norm,
             "skipped_steps": float(self._num_skipped),
             "old_policy_decay": decay,
@@ -179,7 +177,7 @@ class LearnerWorker:
         with self._engine.using("old"):
             return probe_output(self._engine.model, self._architecture, seed)
 
-    def save(self, directory: Path, controller: Mapping[str, int]) -> None:
+    def save(self, directory: Path, controller: ControllerState) -> None:
         """Rank 0 writes a checkpoint atomically and prunes old ones; the others take part in gathering."""
         moments, num_updates = self._engine.optimizer_state()
         state = LearnerState(
@@ -192,6 +190,7 @@ class LearnerWorker:
             num_updates=num_updates,
             probe=probe_output(self._engine.model, self._architecture, PROBE_SEED),
             reference_probe=self._reference_probe(),
+            reference=self._reference.saved(),
             controller=dict(controller),
         )
         if self.rank == 0:
@@ -199,11 +198,11 @@ class LearnerWorker:
                 write_state(state, folder, named=self._engine.named, lora=self.spec.lora)
             checkpoint.prune(directory.parent, self.spec.keep_last)
 
-    def load(self, directory: Path, incarnation: int) -> dict[str, int]:
+    def load(self, directory: Path, incarnation: int) -> ControllerState:
         """Continue from a checkpoint as incarnation `incarnation` or the saved one's next, if higher.
 
         Any number of ranks and any ZeRO stage. Raises ConfigError when it is damaged or was made with
-        another LoRA rank or base model.
+        another LoRA rank, base model or reference policy.
         """
         problem = checkpoint.what_is_wrong(directory)
         if problem is not None:
@@ -211,6 +210,7 @@ class LearnerWorker:
         state = read_state(directory, flat=self._engine.flat)
         self._engine.write("default", state.default)
         self._engine.load_optimizer_state(state.moments, state.num_updates)
+        self._reference.restore(state.reference, directory)
         self._check_base(directory, state)
         life = max(incarnation, state.version.incarnation + 1)
         self.version = replace(state.version, incarnation=life)
@@ -229,6 +229,8 @@ class LearnerWorker:
             versions = {sample.policy_version for sample in samples}
             if len(versions) != 1:
                 raise ValueError(f"a microbatch must come from one policy version, not from {len(versions)}")
+            if len({sample.window_start for sample in samples}) != 1:
+                raise ValueError("the samples of a microbatch must have one window")
             self._ring.get(versions.pop())
 
     def _accumulate(
@@ -238,36 +240,46 @@ class LearnerWorker:
         num_draws = self.spec.algorithm.timesteps_per_sample
         weight = self.world_size / (num_samples * num_draws)  # the engine averages over ranks
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        for number, samples in enumerate(micro_batches):
+        reference_rows = self._reference.rows(micro_batches)
+        for number, (samples, rows) in enumerate(zip(micro_batches, reference_rows, strict=True)):
             last_batch = number == len(micro_batches) - 1
-            for losses, last_draw in self._losses(samples, seed):
+            for losses, last_draw in self._losses(samples, seed, rows):
                 self._engine.backward(losses.total.sum() * weight, last=last_batch and last_draw)
                 parts = (losses.total.detach(), losses.policy, losses.kl, losses.old_deviation)
                 sums += torch.stack([part.double().sum() for part in parts]) / num_draws
         return sums.tolist()
 
-    def _losses(self, samples: Sequence[TrainSample], seed: int) -> Iterator[tuple[SampleLosses, bool]]:
+    def _losses(
+        self, samples: Sequence[TrainSample], seed: int, reference_rows: Sequence[int]
+    ) -> Iterator[tuple[SampleLosses, bool]]:
         """Losses at each draw of a microbatch, and whether it is the last one."""
         version = samples[0].policy_version
         on_policy = self._old_is_default and version == self.version
         if not on_policy:
             self._load_old(self._ring.get(version))
-        x0 = torch.stack([latents(self._blobs.get(sample.latents)) for sample in samples]).to(self.device)
-        text = torch.stack([self._encode(sample.prompt) for sample in samples])
-        advantage = torch.tensor([sample.advantage for sample in samples], device=self.device)
+        on_device = self._on_device(samples)
         seeds = [sample_seed(seed, self.version.step, sample.rollout_id) for sample in samples]
-        draws = draw(seeds, x0.shape[1:], self._timesteps, self.spec.algorithm.timesteps_per_sample)
+        shape = on_device.window_BTCHW.shape[1:]
+        draws = draw(seeds, shape, self._timesteps, self.spec.algorithm.timesteps_per_sample)
         for number, at in enumerate(draws):
             losses = nft_step(
                 self._predict,
-                x0,
-                text,
-                advantage,
+                on_device,
                 at.to(self.device),
                 algorithm=self.spec.algorithm,
                 on_policy=on_policy,
+                reference_rows=reference_rows,
             )
             yield losses, number == len(draws) - 1
+
+    def _on_device(self, samples: Sequence[TrainSample]) -> Samples:
+        return Samples(
+            torch.stack([latents(self._blobs.get(sample.latents)) for sample in samples]).to(self.device),
+            torch.stack([self._encode(sample.prompt) for sample in samples]),
+            torch.tensor([sample.advantage for sample in samples], device=self.device),
+            torch.tensor([sample.kl_weight for sample in samples], device=self.device),
+            samples[0].window_start,
+        )
 
     def _judge(self, grad_norm: float | None, loss: float) -> None:
         """Count skipped updates; three in a row are no accident."""
@@ -283,8 +295,11 @@ class LearnerWorker:
                 "learner.lr, or resume from an earlier checkpoint, and look at the rewards."
             )
 
-    def _move_on(self, *, moved: bool) -> float:
-        """Next version: mix the behaviour policy and the EMA. Returns the old policy's decay."""
+    def _move_on(self, *, moved: bool, kl: float) -> tuple[float, dict[str, float]]:
+        """Next version: mix the behaviour policy and the EMA, move the reference if it is time.
+
+        Returns the old policy's decay and the reference's metrics.
+        """
         step = self.version.step
         self.version = replace(self.version, step=step + 1)
         default = self._engine.read("default")
@@ -293,7 +308,7 @@ class LearnerWorker:
         self._old_is_default = decay == 0
         if moved:
             ema_update_(self._ema, default, decay=ema_decay(step, maximum=self.spec.algorithm.ema_decay))
-        return decay
+        return decay, self._reference.after_step(kl, default)
 
     def _load_old(self, flat: Tensor) -> None:
         if self._in_old_slot is not flat:

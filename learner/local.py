@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from astrolabe_ray.roles import BlobStore
-from astrolabe_ray.types import PublishedPolicy, StepResult, TrainBatch
+from astrolabe_ray.types import ControllerState, PublishedPolicy, StepResult, TrainBatch
 from learner.learner_worker import LearnerSpec, LearnerWorker
 
 T = TypeVar("T")
@@ -38,10 +38,10 @@ class LocalLearner:
     async def probe(self, seed: int) -> list[float]:
         return await self._run(self.worker.probe, seed)
 
-    async def save(self, directory: Path, controller_state: Mapping[str, int]) -> None:
+    async def save(self, directory: Path, controller_state: ControllerState) -> None:
         await self._run(self.worker.save, directory, controller_state)
 
-    async def load(self, directory: Path) -> dict[str, int]:
+    async def load(self, directory: Path) -> ControllerState:
         return await self._run(self.worker.load, directory, self.worker.version.incarnation + 1)
 
     async def stop(self) -> None:

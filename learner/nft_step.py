@@ -26,7 +26,10 @@ Policy = Literal["default", "old", "reference"]
 
 
 class Predict(Protocol):
-    """Flow [B, T, C, H, W] of a policy; with gradients only for `default`."""
+    """Flow [B, T, C, H, W] of a policy; with gradients only for `default`.
+
+    `clean`: the video up to the window's end, whose last T frames are the window; None: noisy context.
+    """
 
     def __call__(
         self, policy: Policy, noisy: Tensor, t_BT: Tensor, text: Tensor, clean: Tensor | None
@@ -45,12 +48,28 @@ class Draw:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """A microbatch on one device, float32. All its samples have the same window."""
+
+    x0_BTCHW: Tensor  # clean latents up to the window's end
+    text_BLD: Tensor
+    advantage_B: Tensor
+    kl_weight_B: Tensor
+    window_start: int
+
+    @property
+    def window_BTCHW(self) -> Tensor:
+        """The clean latents that are trained on."""
+        return self.x0_BTCHW[:, self.window_start :]
+
+
+@dataclass(frozen=True)
 class SampleLosses:
     """Per sample [B]; only `total` carries gradients."""
 
     total: Tensor
     policy: Tensor
-    kl: Tensor
+    kl: Tensor  # times the sample's weight
     old_deviation: Tensor  # mean square of (default - old) in x0-space
 
 
@@ -80,35 +99,40 @@ def draw(
 
 def nft_step(
     predict: Predict,
-    x0_BTCHW: Tensor,
-    text_BLD: Tensor,
-    advantage_B: Tensor,
+    samples: Samples,
     at: Draw,
     *,
     algorithm: AlgorithmConfig,
     on_policy: bool,
+    reference_rows: Sequence[int],
 ) -> SampleLosses:
-    """Losses of one microbatch at one draw; all tensors on one device, float32.
+    """Losses of one microbatch at one draw.
 
     `on_policy`: the behaviour policy has bitwise the weights of `default`, so its prediction needs no
-    forward of its own. The forwards without gradients come first, so that switching adapters never
-    meets a graph under construction.
+    forward of its own. `reference_rows`: the samples whose distance to the reference is computed; the
+    others' is 0. The forwards without gradients come first, so that switching adapters never meets a
+    graph under construction.
     """
+    x0_BTCHW, text_BLD, rows = samples.window_BTCHW, samples.text_BLD, list(reference_rows)
     sigma = (at.timestep_B / NUM_TIMESTEPS).view(-1, 1, 1, 1, 1)
     noisy = add_noise(x0_BTCHW, at.noise_BTCHW, sigma)
     t_BT = at.timestep_B[:, None].expand(-1, x0_BTCHW.shape[1])
-    clean = x0_BTCHW if algorithm.clean_context else None
 
-    def x0_of(policy: Policy) -> Tensor:
-        return flow_to_x0(noisy, predict(policy, noisy, t_BT, text_BLD, clean), sigma)
+    def x0_of(policy: Policy, rows: slice | list[int] = slice(None)) -> Tensor:
+        clean = samples.x0_BTCHW[rows] if algorithm.clean_context else None
+        flow = predict(policy, noisy[rows], t_BT[rows], text_BLD[rows], clean)
+        return flow_to_x0(noisy[rows], flow, sigma[rows])
 
     old = None if on_policy else x0_of("old")
-    reference = x0_of("reference") if algorithm.kl_coef > 0 else None
+    reference = x0_of("reference", rows) if rows else None
     new = x0_of("default")
     old = new.detach() if old is None else old
-    weight_B = nft_weight(advantage_B, adv_clip_max=algorithm.adv_clip_max)
+    weight_B = nft_weight(samples.advantage_B, adv_clip_max=algorithm.adv_clip_max)
     policy_B = nft_loss(new, old, x0_BTCHW, weight_B, nft_beta=algorithm.nft_beta)
-    kl_B = torch.zeros_like(policy_B) if reference is None else squared_distance(new, reference)
+    kl_B = torch.zeros_like(policy_B)
+    if reference is not None:
+        weighted = samples.kl_weight_B[rows] * squared_distance(new[rows], reference)
+        kl_B = kl_B.index_put((torch.tensor(rows, device=kl_B.device),), weighted)
     return SampleLosses(
         total=policy_B + algorithm.kl_coef * kl_B,
         policy=policy_B.detach(),

@@ -17,16 +17,17 @@ REFERENCE = "reference"  # the name that `Engine.using` takes
 
 
 def with_policies(
-    base: CausalWanModel, config: LoraConfig, lora_init: Path | None, *, seed: int
+    base: CausalWanModel, config: LoraConfig, lora_init: Path | None, *, seed: int, has_reference: bool
 ) -> PeftModel:
     """`base` with the adapters `default` and `old`.
 
     Without `lora_init` they are fresh, and the reference policy is the base without adapters. With it
-    they start from that LoRA, and so does a third one, `reference`, that stays: the penalty pulls to
-    where training started. Raises ConfigError if the LoRA does not fit the model or `config`.
+    they start from that LoRA, and so does a third one, `reference`: the penalty pulls to where training
+    started. `has_reference`: that one is there in any case, for a reference that moves.
+    Raises ConfigError if the LoRA does not fit the model or `config`.
     """
     lora = None if lora_init is None else _initial(lora_init, base, config)
-    names = ("default", "old") if lora is None else ("default", "old", REFERENCE)
+    names = ("default", "old") if lora is None and not has_reference else ("default", "old", REFERENCE)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = add_adapters(base, config, names)

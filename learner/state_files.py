@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from astrolabe_ray.algorithms.lagging_reference import LaggingReference
 from astrolabe_ray.config.schema import LoraConfig
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.lora_files import Lora, write_lora
-from astrolabe_ray.types import PolicyVersion
+from astrolabe_ray.types import ControllerState, PolicyVersion
 
 Named = Callable[[Tensor], dict[str, Tensor]]
 """Views of a flat vector by tensor name."""
@@ -32,7 +33,8 @@ class LearnerState:
     num_updates: int  # that Adam has made; less than the step if some were skipped
     probe: list[float]  # output of `default`, which tells another base model
     reference_probe: list[float]  # output of the reference policy, which tells another initial LoRA
-    controller: dict[str, int]
+    reference: tuple[Tensor, LaggingReference] | None  # of a reference that moves
+    controller: ControllerState
 
 
 def write_state(state: LearnerState, folder: Path, *, named: Named, lora: LoraConfig) -> None:
@@ -44,6 +46,8 @@ def write_state(state: LearnerState, folder: Path, *, named: Named, lora: LoraCo
     flats = {"default": state.default, "ema": state.ema, "old": newest} | {
         f"old-{step}": f for step, f in earlier
     }
+    if state.reference is not None:
+        flats["reference"] = state.reference[0]
     for name, flat in flats.items():
         save_file(named(flat), folder / "adapters" / f"{name}.safetensors")
     save_file(state.moments, folder / "learner" / "optimizer.safetensors")
@@ -56,6 +60,7 @@ def write_state(state: LearnerState, folder: Path, *, named: Named, lora: LoraCo
         "num_updates": state.num_updates,
         "probe": state.probe,
         "reference_probe": state.reference_probe,
+        "reference": None if state.reference is None else asdict(state.reference[1]),
         "controller": state.controller,
     }
     (folder / "state.json").write_text(json.dumps(facts, indent=1))
@@ -70,6 +75,7 @@ def read_state(folder: Path, *, flat: Callable[[Mapping[str, Tensor]], Tensor]) 
     try:
         facts = json.loads((folder / "state.json").read_text())
         earlier = [(step, adapter(f"old-{step}")) for step in facts["earlier_steps"]]
+        lagging = facts["reference"]
         return LearnerState(
             version=PolicyVersion(facts["incarnation"], facts["step"]),
             default=adapter("default"),
@@ -80,6 +86,7 @@ def read_state(folder: Path, *, flat: Callable[[Mapping[str, Tensor]], Tensor]) 
             num_updates=facts["num_updates"],
             probe=facts["probe"],
             reference_probe=facts["reference_probe"],
+            reference=None if lagging is None else (adapter("reference"), LaggingReference(**lagging)),
             controller=facts["controller"],
         )
     except (FileNotFoundError, KeyError) as missing:

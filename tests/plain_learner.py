@@ -1,12 +1,15 @@
 """A second, slow learner to compare with: float64, sample by sample, no PEFT, DeepSpeed or torch.optim.
 
+It always looks at whole videos; a window's context is cut off from the gradient by hooks.
+
 Adapters enter as weights W + scale B A; Adam, clipping, schedules and the loss are written out again.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -33,6 +36,7 @@ class PlainLearner:
         self.old = {PolicyVersion(): dict(self.default)}
         self.ema = dict(self.default)
         self.reference = {} if spec.model.lora_init is None else dict(self.default)
+        self.reference_age = 0
         self.m = {name: torch.zeros_like(t) for name, t in self.default.items()}
         self.v = {name: torch.zeros_like(t) for name, t in self.default.items()}
         self.step = 0
@@ -48,11 +52,27 @@ class PlainLearner:
         clean = x0[None] if self.spec.algorithm.clean_context else None
         t_BT = torch.full((1, len(x0)), t, dtype=torch.float64)
         text = self.encoder.encode([prompt]).double()
-        flow = functional_call(self.model, weights, (x_t[None], t_BT, text, rule, clean, m.context_timestep))
-        return x_t - t / 1000 * flow[0]
+        first = len(x0) - len(x_t)
+        whole = torch.cat([torch.zeros_like(x0[:first]), x_t])[None]
+        with self.detached(first * x0[0, 0].numel() // 4):
+            flow = functional_call(self.model, weights, (whole, t_BT, text, rule, clean, m.context_timestep))
+        return x_t - t / 1000 * flow[0, first:]
 
-    def losses(self, adapter: Adapter, sample: TrainSample, seed: int) -> tuple[Tensor, Tensor]:
-        """(total, policy) loss of one sample, the mean over its timesteps."""
+    @contextmanager
+    def detached(self, num_tokens: int) -> Iterator[None]:
+        """Inside, no gradient flows into the keys and values of the first, clean tokens."""
+
+        def cut(module: object, inputs: object, output: Tensor) -> Tensor:
+            return torch.cat([output[:, :num_tokens].detach(), output[:, num_tokens:]], dim=1)
+
+        last = [m for block in self.model.blocks for m in (block.self_attn.norm_k, block.self_attn.v)]
+        hooks = [module.register_forward_hook(cut) for module in last]
+        yield
+        for hook in hooks:
+            hook.remove()
+
+    def losses(self, adapter: Adapter, sample: TrainSample, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(total, policy, weighted KL) loss of one sample, the mean over its timesteps."""
         a, m = self.spec.algorithm, self.spec.model
         digest = hashlib.sha256(f"{seed}/{self.step}/{sample.rollout_id}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") // 2)
@@ -60,36 +80,36 @@ class PlainLearner:
         table = [1000 * shift * u / (1 + (shift - 1) * u) for u in fractions]
         picked = torch.randperm(len(table), generator=generator)[: a.timesteps_per_sample]
         x0 = torch.from_numpy(sample.latents).double()
-        noises = torch.randn(len(picked), *x0.shape, generator=generator).double()
+        window = x0[sample.window_start :]
+        noises = torch.randn(len(picked), *window.shape, generator=generator).double()
         r = max(-a.adv_clip_max, min(a.adv_clip_max, sample.advantage)) / a.adv_clip_max / 2 + 0.5
-        total, policy = torch.zeros(()), torch.zeros(())
+        total, policy, penalty = torch.zeros(()), torch.zeros(()), torch.zeros(())
         for i, noise in zip(picked.tolist(), noises, strict=True):
             sigma = table[i] / 1000
-            at = ((1 - sigma) * x0 + sigma * noise, table[i], x0, sample.prompt)
+            at = ((1 - sigma) * window + sigma * noise, table[i], x0, sample.prompt)
             new = self.predict_x0(adapter, *at)
             with torch.no_grad():
-                old, base = (
-                    self.predict_x0(self.old[sample.policy_version], *at),
-                    self.predict_x0(self.reference, *at),
-                )
+                old = self.predict_x0(self.old[sample.policy_version], *at)
+                reference = self.predict_x0(self.reference, *at)
             positive = a.nft_beta * new + (1 - a.nft_beta) * old
             negative = (1 + a.nft_beta) * old - a.nft_beta * new
-            nft = r * ((positive - x0) ** 2).mean() + (1 - r) * ((negative - x0) ** 2).mean()
-            policy = policy + nft / len(picked)
-            total = total + (nft + a.kl_coef * ((new - base) ** 2).mean()) / len(picked)
-        return total, policy
+            nft = r * ((positive - window) ** 2).mean() + (1 - r) * ((negative - window) ** 2).mean()
+            kl = sample.kl_weight * ((new - reference) ** 2).mean()
+            policy, penalty = policy + nft / len(picked), penalty + kl / len(picked)
+            total = total + (nft + a.kl_coef * kl) / len(picked)
+        return total, policy, penalty
 
     def train(self, samples: Sequence[TrainSample], seed: int) -> dict[str, float]:
         parameters = {name: t.clone().requires_grad_() for name, t in self.default.items()}
-        pairs = [self.losses(parameters, sample, seed) for sample in samples]
-        loss = sum(total for total, _ in pairs) / len(samples)
+        rows = [self.losses(parameters, sample, seed) for sample in samples]
+        loss, policy, kl = (sum(column) / len(samples) for column in zip(*rows, strict=True))
         grads = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
         norm = sum(float((g**2).sum()) for g in grads.values()) ** 0.5
         clip = min(1.0, self.spec.learner.max_grad_norm / (norm + 1e-6))
         self._adam({name: g * clip for name, g in grads.items()})
         self._follow()
-        policy = sum(p.item() for _, p in pairs) / len(samples)
-        return {"loss": loss.item(), "policy_loss": policy, "grad_norm": norm}
+        self._refresh(kl.item())
+        return {"loss": loss.item(), "policy_loss": policy.item(), "kl_loss": kl.item(), "grad_norm": norm}
 
     def _adam(self, grads: Adapter) -> None:
         c, n = self.spec.learner, self.step + 1
@@ -99,6 +119,14 @@ class PlainLearner:
             self.v[name] = b2 * self.v[name] + (1 - b2) * g**2
             update = (self.m[name] / (1 - b1**n)) / ((self.v[name] / (1 - b2**n)) ** 0.5 + c.adam_eps)
             self.default[name] = self.default[name] * (1 - c.lr * c.weight_decay) - c.lr * update
+
+    def _refresh(self, kl: float) -> None:
+        """A reference that moves, with a threshold that never adapts."""
+        a = self.spec.algorithm
+        self.reference_age += 1
+        is_due = self.reference_age > a.reference_max_age or kl > a.reference_max_kl
+        if a.kl_samples == "disagreeing" and is_due:
+            self.reference, self.reference_age = dict(self.default), 0
 
     def _follow(self) -> None:
         """EMA and the next behaviour policy; supports the schedules `none` and `linear`."""

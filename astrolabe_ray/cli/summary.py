@@ -19,6 +19,7 @@ def plan_lines(config: RunConfig, plan: Plan) -> list[str]:
         f"{plan.tokens_per_latent_frame} tokens a latent frame",
         "step": f"{rollout.num_groups} prompts x {rollout.group_size} rollouts = {plan.num_rollouts}, "
         f"policy age at most {rollout.max_policy_age}",
+        "window": _window(config),
         "rewards": rewards,
         "learner": f"ranks: {config.learner.num_ranks}, ZeRO {config.learner.zero_stage}, "
         f"at most {plan.samples_per_rank} rollouts each",
@@ -26,7 +27,17 @@ def plan_lines(config: RunConfig, plan: Plan) -> list[str]:
         "needs": "; ".join(str(need) for need in plan.needs),
         "in total": f"{plan.num_cpus:g} CPUs, {plan.num_gpus:g} GPUs",
     }
-    return [row(name, text) for name, text in rows.items()]
+    return [row(name, text) for name, text in rows.items() if text]
+
+
+def _window(config: RunConfig) -> str:
+    """Empty when whole videos are trained on."""
+    window, start = config.algorithm.train_window_frames, config.algorithm.window_start
+    if window is None:
+        return ""
+    where = {"last": "the last ones", "random": "somewhere, drawn for each prompt"}
+    at = f"from {start} on" if isinstance(start, int) else where[start]
+    return f"{window} latent frames are scored and trained on, {at}"
 
 
 def row(name: str, text: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from astrolabe_ray.config.plan import PIXELS_PER_TOKEN, Plan
 from astrolabe_ray.config.schema import ModelConfig, RunConfig
+from astrolabe_ray.config.train_window import evaluation_frames, longest_rollout, window_frames
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.wan.architecture import WAN_1_3B, WAN_14B, WanArchitecture
 
@@ -96,7 +97,7 @@ def rollout_actor(config: RunConfig, sizes: ModelSizes) -> Parts:
     parts: Parts = {
         "base weights": width * transformer_params(a),
         "base of the merged layers": width * block_linear_params(a),
-        "KV cache": kv_cache_bytes(m, a, batch),
+        "KV cache": kv_cache_bytes(m, a, batch, max(longest_rollout(config), evaluation_frames(config))),
         "text keys and values": width * 2 * a.num_layers * a.text_len * a.dim,
         "text encoder": width * sizes.text_encoder,
         "VAE": width * sizes.vae,
@@ -110,10 +111,12 @@ def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
     """A step on microbatches of `learner.micro_batch_size`."""
     c, a, width = config.learner, sizes.transformer, _bytes_per_value(config.model)
     lora = lora_params(a, config.lora.rank)
-    adapters = 2 if config.model.lora_init is None else 3  # default, old, and a reference of its own
+    has_reference = config.model.lora_init is not None or config.algorithm.kl_samples == "disagreeing"
+    adapters = 3 if has_reference else 2  # default, old, and a reference that is not the base
     share = {stage: c.num_ranks if c.zero_stage >= stage else 1 for stage in (1, 2, 3)}
     tokens = c.micro_batch_size * train_frames(config) * _tokens(config.model)
     block = tokens * block_bytes_per_token(a, width)
+    context = longest_rollout(config) - window_frames(config)
     kept = width * tokens * a.dim if c.gradient_checkpointing else block
     passing = tokens * (width + 4) * a.ffn_dim  # gradients of the widest map
     parts: Parts = {
@@ -124,8 +127,10 @@ def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
         "text encoder": width * sizes.text_encoder,
         "kept activations": a.num_layers * kept,
         "activations of a block": passing + (block if c.gradient_checkpointing else 0),
-        "predictions": 8 * 4 * c.micro_batch_size * _latent_values(config.model, a),
+        "predictions": 8 * 4 * c.micro_batch_size * _latent_values(config.model, a) * window_frames(config),
     }
+    if context > 0:
+        parts["KV of earlier frames"] = kv_cache_bytes(config.model, a, c.micro_batch_size, context)
     return _with_cuda(parts, c.num_gpus)
 
 
@@ -160,25 +165,23 @@ def block_bytes_per_token(a: WanArchitecture, width: int) -> int:
     return (8 * width + 54) * a.dim + (width + 4) * a.ffn_dim
 
 
-def kv_cache_bytes(model: ModelConfig, a: WanArchitecture, batch: int) -> int:
-    """Keys and values of the frames that the window holds, for `batch` videos."""
-    frames = min(model.num_latent_frames, model.window_frames or model.num_latent_frames)
+def kv_cache_bytes(model: ModelConfig, a: WanArchitecture, batch: int, num_latent_frames: int) -> int:
+    """Keys and values of the frames that the window holds, for `batch` videos of `num_latent_frames`."""
+    frames = min(num_latent_frames, model.window_frames or num_latent_frames)
     return _bytes_per_value(model) * 2 * a.num_layers * batch * frames * _tokens(model) * a.dim
 
 
 def train_frames(config: RunConfig) -> int:
-    """Latent frames of one sample that a training forward computes: noisy ones and their clean context."""
-    m = config.model
-    return m.num_latent_frames + (
-        m.num_latent_frames - m.chunk_frames if config.algorithm.clean_context else 0
-    )
+    """Latent frames of one sample that a training forward keeps: noisy ones and clean ones between them."""
+    window = window_frames(config)
+    return window + (window - config.model.chunk_frames if config.algorithm.clean_context else 0)
 
 
 def object_store_need(config: RunConfig, plan: Plan) -> int:
     """Bytes that must fit at the least: one group of whole videos per actor and the latents in flight."""
     m, rollout = config.model, config.rollout
-    video_bytes = plan.num_frames * 3 * m.height * m.width
-    latent_values = 16 * plan.latent_shape[0] * plan.latent_shape[1] * plan.latent_shape[2]
+    video_bytes = plan.num_scored_frames * 3 * m.height * m.width
+    latent_values = 16 * plan.sampled_latent_frames * plan.latent_shape[1] * plan.latent_shape[2]
     in_flight = plan.max_groups_in_flight * rollout.group_size
     latent_bytes = in_flight * latent_values * _bytes_per_value(m)
     return rollout.min_actors * rollout.group_size * video_bytes + latent_bytes
@@ -194,7 +197,8 @@ def _tokens(model: ModelConfig) -> int:
 
 
 def _latent_values(model: ModelConfig, a: WanArchitecture) -> int:
-    return a.out_channels * 4 * _tokens(model) * model.num_latent_frames
+    """Of one latent frame."""
+    return a.out_channels * 4 * _tokens(model)
 
 
 def _with_cuda(parts: Parts, num_gpus: float) -> Parts:

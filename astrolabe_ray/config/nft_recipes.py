@@ -42,6 +42,15 @@ class Scale:
     batch_size: int  # rollouts of one prompt that an actor makes together
 
 
+@dataclass(frozen=True)
+class TrainWindow:
+    """The part of a long video that is trained on, and how much of one is evaluated, in latent frames."""
+
+    frames: int
+    start: Literal["last", "random"] | int
+    eval_frames: int
+
+
 SCALES_1_3B = {
     1: Scale(8, 6, 1),
     2: Scale(12, 8, 3),
@@ -87,12 +96,13 @@ def _full_size(
     num_frames: int = 81,
     lora_init: bool = False,
     main_reward: str | None = None,
+    window: TrainWindow | None = None,
 ) -> RunConfig:
     """Values of the Astrolabe release wherever they mean something here.
 
     `num_frames` of pixels are rounded down to whole latent frames; `lora_init` starts from the LoRA that
     the base model's publishers sample it with; with `main_reward` the KL penalty is for samples that the
-    rewards disagree on.
+    rewards disagree on; with `window` only a part of each video is scored and trained on.
 
     The release's batch per GPU is `rollout.batch_size` here, its batches per epoch follow from
     `rollout.num_groups`, which counts distinct prompts, and its guidance, noise level, solver and timestep
@@ -115,9 +125,14 @@ def _full_size(
         ),
         rollout=_rollout(scale, split),
         rewards=_rewards(rewards, split),
-        algorithm=_algorithm(kl_coef, main_reward),
+        algorithm=_algorithm(kl_coef, main_reward, window),
         learner=_learner(split, zero_stage, lr),
-        evaluation=EvaluationConfig(num_prompts=240, rollouts_per_prompt=2, every_steps=eval_every),
+        evaluation=EvaluationConfig(
+            num_prompts=240,
+            rollouts_per_prompt=2,
+            every_steps=eval_every,
+            num_latent_frames=None if window is None else window.eval_frames,
+        ),
         cluster=ClusterConfig(placement_timeout_s=600, stall_timeout_s=LONGEST_WAIT_S),
     )
 
@@ -152,7 +167,7 @@ def _rewards(rewards: Rewards, split: GpuSplit) -> tuple[RewardConfig, ...]:
     )
 
 
-def _algorithm(kl_coef: float, main_reward: str | None) -> AlgorithmConfig:
+def _algorithm(kl_coef: float, main_reward: str | None, window: TrainWindow | None) -> AlgorithmConfig:
     return AlgorithmConfig(
         nft_beta=0.1,
         kl_coef=kl_coef,
@@ -162,6 +177,8 @@ def _algorithm(kl_coef: float, main_reward: str | None) -> AlgorithmConfig:
         advantage_std="global",
         old_policy_decay="linear",
         ema_decay=0.9,
+        train_window_frames=None if window is None else window.frames,
+        window_start="last" if window is None else window.start,
     )
 
 

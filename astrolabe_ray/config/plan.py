@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from astrolabe_ray.config.schema import ModelConfig, RolloutConfig, RunConfig
+from astrolabe_ray.config.train_window import longest_rollout, window_frames
 from astrolabe_ray.errors import ConfigError
 
 PIXELS_PER_TOKEN = 16  # 8 from the VAE, 2 from the patches
@@ -37,8 +38,10 @@ class Plan:
     """Derived numbers of a run. Counts are per train step unless the name says otherwise."""
 
     num_frames: int  # of one video
+    num_scored_frames: int  # of one rollout, at most
     num_chunks: int  # of one video
     latent_shape: tuple[int, int, int]  # T, H, W
+    sampled_latent_frames: int  # of the longest rollout
     tokens_per_latent_frame: int
     num_rollouts: int
     requests_per_group: int
@@ -64,14 +67,17 @@ def make_plan(config: RunConfig) -> Plan:
         raise ConfigError("\n".join(broken))
     model, rollout = config.model, config.rollout
     num_rollouts = rollout.num_groups * rollout.group_size
+    num_frames = FRAMES_PER_LATENT_FRAME * (model.num_latent_frames - 1) + 1
     return Plan(
-        num_frames=FRAMES_PER_LATENT_FRAME * (model.num_latent_frames - 1) + 1,
+        num_frames=num_frames,
+        num_scored_frames=min(num_frames, FRAMES_PER_LATENT_FRAME * window_frames(config)),
         num_chunks=model.num_latent_frames // model.chunk_frames,
         latent_shape=(
             model.num_latent_frames,
             model.height // PIXELS_PER_LATENT,
             model.width // PIXELS_PER_LATENT,
         ),
+        sampled_latent_frames=longest_rollout(config),
         tokens_per_latent_frame=(model.height // PIXELS_PER_TOKEN) * (model.width // PIXELS_PER_TOKEN),
         num_rollouts=num_rollouts,
         requests_per_group=rollout.group_size // rollout.batch_size,
@@ -105,6 +111,7 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
     yield from _rollout_rules(config.rollout)
     yield from _reward_rules(config)
     yield from _kl_rules(config)
+    yield from _window_rules(config)
     num_rollouts = config.rollout.num_groups * config.rollout.group_size
     if config.learner.num_ranks > num_rollouts:
         yield (
@@ -192,6 +199,11 @@ def _kl_rules(config: RunConfig) -> Iterator[str]:
                 "Try --config.algorithm.kl_samples=disagreeing or --config.algorithm.main_reward=none."
             )
         return
+    if algorithm.kl_coef == 0:
+        yield (
+            "algorithm.kl_samples=disagreeing has no effect with algorithm.kl_coef 0. "
+            "Try --config.algorithm.kl_coef=0.0001."
+        )
     if len(keys) < 2:
         yield (
             "algorithm.kl_samples=disagreeing compares the rankings of at least two rewards, there is "
@@ -201,6 +213,49 @@ def _kl_rules(config: RunConfig) -> Iterator[str]:
         yield (
             f"algorithm.main_reward {algorithm.main_reward} is not one of the rewards {', '.join(keys)}. "
             f"Try --config.algorithm.main_reward={keys[0]}."
+        )
+
+
+def _window_rules(config: RunConfig) -> Iterator[str]:
+    """A window of whole chunks within the video, in whose context training sees what sampling saw."""
+    model, algorithm = config.model, config.algorithm
+    chunk, total = model.chunk_frames, model.num_latent_frames
+    window, start = algorithm.train_window_frames, algorithm.window_start
+    shown = config.evaluation.num_latent_frames
+    if shown is not None and shown % chunk:
+        yield (
+            f"evaluation.num_latent_frames {shown} is not a multiple of model.chunk_frames {chunk}. "
+            f"Try --config.evaluation.num_latent_frames={_multiples_around(shown, chunk)}."
+        )
+    if window is None:
+        if start != "last":
+            yield (
+                f"algorithm.window_start {start} has no effect without algorithm.train_window_frames. "
+                f"Try --config.algorithm.train_window_frames={chunk}."
+            )
+        return
+    if window % chunk or window > total:
+        near = total if window > total else _multiples_around(window, chunk)
+        yield (
+            f"algorithm.train_window_frames {window} must be a multiple of model.chunk_frames {chunk} and at "
+            f"most model.num_latent_frames {total}. Try --config.algorithm.train_window_frames={near}."
+        )
+    elif isinstance(start, int) and (start % chunk or not 0 <= start <= total - window):
+        near = _multiples_around(start, chunk) if 0 < start <= total - window else total - window
+        yield (
+            f"algorithm.window_start {start} must be a multiple of model.chunk_frames {chunk}, and the "
+            f"{window} frames from there on must lie within model.num_latent_frames {total}. "
+            f"Try --config.algorithm.window_start={near}."
+        )
+    if not algorithm.clean_context:
+        yield (
+            "algorithm.clean_context=false shows the window noisy frames, and those before it are never "
+            "noisy. Try --config.algorithm.clean_context=true."
+        )
+    if start == "random" and config.learner.zero_stage == 3 and config.learner.num_ranks > 1:
+        yield (
+            "algorithm.window_start=random needs another number of forwards on each rank, and under ZeRO 3 "
+            "ranks wait for each other in every one. Try --config.learner.zero_stage=2."
         )
 
 

@@ -114,9 +114,15 @@ class AlgorithmConfig(Section):
     kl_coef: float = Field(default=1e-4, ge=0)
     """Weight of the squared distance to the reference policy: the base, with `model.lora_init` if set."""
     kl_samples: Literal["all", "disagreeing"] = "all"
-    """Samples that the distance counts for; disagreeing: those that main_reward ranks unlike the others."""
+    """Samples that the distance counts for; disagreeing: some of those that main_reward ranks above what the
+    other rewards say, with a reference policy that follows the trained one in jumps."""
     main_reward: str | None = None
     """Key of the reward whose ranking is compared with the other rewards'; for kl_samples=disagreeing."""
+    reference_max_age: int = Field(default=15, gt=0)
+    """Largest age in steps of the reference policy; for kl_samples=disagreeing."""
+    reference_max_kl: float = Field(default=0.15, gt=0)
+    """Squared distance at which the reference policy is set to the trained one; moves by up to a third; for
+    kl_samples=disagreeing."""
     adv_clip_max: float = Field(default=5.0, gt=0)
     advantage_std: Literal["global", "group"] = "global"
     """Divide centred rewards by the std of the whole batch or of each group."""
@@ -127,6 +133,11 @@ class AlgorithmConfig(Section):
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
     clean_context: bool = True
     """Training sees clean earlier frames, as sampling does; False: noisy ones."""
+    train_window_frames: int | None = Field(default=None, gt=0)
+    """Latent frames of a rollout that are scored and trained on; frames before them are context, and none are
+    made after them. None: the whole video."""
+    window_start: Literal["last", "random"] | int = "last"
+    """First latent frame of that window: as late as possible, drawn for each group, or this one."""
 
 
 class LearnerConfig(Section):
@@ -155,6 +166,8 @@ class EvaluationConfig(Section):
     rollouts_per_prompt: int = Field(default=4, gt=0)
     seed: int = Field(default=0, ge=0)
     """Root of the noise seeds; the same for every run, so that runs can be compared."""
+    num_latent_frames: int | None = Field(default=None, gt=0)
+    """Latent frames of a held-out video, all of which are scored; None: model.num_latent_frames."""
     every_steps: int = Field(default=0, ge=0)
     """Evaluate between first and last every so many steps; 0: only before and after."""
     num_shown_videos: int = Field(default=8, ge=0)

@@ -29,8 +29,18 @@ def _chosen(key: str, values: dict[str, str]) -> Translation:
     return translate
 
 
-def _latent_frames(text: str) -> list[str]:
-    return [f"model.num_latent_frames={(int(text) - 1) // FRAMES_PER_LATENT_FRAME + 1}"]
+def _latent_frames(key: str) -> Translation:
+    """Of a number of pixel frames."""
+    return lambda text: [f"{key}={(int(text) - 1) // FRAMES_PER_LATENT_FRAME + 1}"]
+
+
+def _only_start(text: str) -> list[str]:
+    starts = ast.literal_eval(text)
+    if len(starts) != 1:
+        raise ValueError(
+            f"a window has one start, or one drawn from all: {PREFIX}algorithm.window_start=random"
+        )
+    return [f"algorithm.window_start={starts[0]}"]
 
 
 def _window(text: str) -> list[str]:
@@ -63,7 +73,14 @@ OLD_KEYS: dict[str, Translation] = {
     "resume_from": _named("checkpoint.resume"),
     "eval_freq": _named("evaluation.every_steps"),
     "dataset": _prompts,
-    "num_frames": _latent_frames,
+    "num_frames": _latent_frames("model.num_latent_frames"),
+    "eval_num_frames": _latent_frames("evaluation.num_latent_frames"),
+    "streaming.window_size": _named("algorithm.train_window_frames"),
+    "streaming.sample_frames": _named("model.num_latent_frames"),
+    "streaming.window_selection": _chosen(
+        "algorithm.window_start", {"last": "last", "random": "random", "first": "0"}
+    ),
+    "streaming.window_choices": _only_start,
     "height": _named("model.height"),
     "width": _named("model.width"),
     "checkpoint_path": _named("model.checkpoint"),
@@ -97,7 +114,6 @@ OLD_REWARD_PREFIX = "reward_fn."
 
 _UNREAD = "nothing in that release read it"
 _SPLIT = "it follows from rollout.num_groups, rollout.group_size and the number of ranks"
-_WINDOW = "that release had no code for windows of long videos"
 DEAD_KEYS: dict[str, str] = {
     "guidance_scale": "distilled models sample without guidance",
     "noise_level": "sampling adds the noise of its schedule and no other",
@@ -112,7 +128,7 @@ DEAD_KEYS: dict[str, str] = {
     "resolution": "model.height and model.width say it",
     "use_lora": "only adapters are trained",
     "lora_path": "model.lora_init names a LoRA to start from",
-    "eval_num_frames": "evaluation makes videos of model.num_latent_frames",
+    "streaming.enabled": "algorithm.train_window_frames says whether windows are trained on",
     "config_path": _UNREAD,
     "num_batches_per_epoch": _SPLIT,
     "gradient_accumulation_steps": _SPLIT,
@@ -146,8 +162,6 @@ def _translated(key: str, text: str) -> list[str] | None:
     """None for a key that is no old one."""
     if key.startswith(OLD_REWARD_PREFIX):
         return [f"rewards.{key.removeprefix(OLD_REWARD_PREFIX)}.weight={text}"]
-    if key.startswith("streaming."):
-        raise ConfigError(f"'{key}' does nothing: {_WINDOW}. Leave it out.")
     reason = DEAD_KEYS.get(key) or DEAD_KEYS.get(key.removeprefix("sample.").removeprefix("train."))
     if reason is not None:
         raise ConfigError(f"'{key}' does nothing: {reason}. Leave it out.")

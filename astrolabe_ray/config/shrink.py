@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from astrolabe_ray.config.base_models import BASE_MODELS
 from astrolabe_ray.config.plan import FRAMES_PER_LATENT_FRAME
 from astrolabe_ray.config.schema import (
+    AlgorithmConfig,
     DataConfig,
+    EvaluationConfig,
     LearnerConfig,
     LoraConfig,
     ModelConfig,
@@ -37,7 +39,6 @@ def shrink(config: RunConfig) -> tuple[RunConfig, list[str]]:
     """
     stand_ins = _stand_ins([reward.key for reward in config.rewards])
     model = _model(config.model)
-    algorithm, main = config.algorithm, config.algorithm.main_reward
     small = config.model_copy(
         update={
             "num_steps": min(config.num_steps, 4),
@@ -46,16 +47,9 @@ def shrink(config: RunConfig) -> tuple[RunConfig, list[str]]:
             "data": DataConfig(),
             "rollout": _rollout(config.rollout),
             "rewards": tuple(_reward(reward, stand_ins[reward.key]) for reward in config.rewards),
-            "algorithm": algorithm.model_copy(update={"main_reward": stand_ins.get(main or "", main)}),
+            "algorithm": _algorithm(config.algorithm, config.model, model, stand_ins),
             "learner": _learner(config.learner),
-            "evaluation": config.evaluation.model_copy(
-                update={
-                    "num_prompts": 2,
-                    "rollouts_per_prompt": 2,
-                    "every_steps": min(config.evaluation.every_steps, 1),
-                    "num_shown_videos": min(config.evaluation.num_shown_videos, 1),
-                }
-            ),
+            "evaluation": _evaluation(config.evaluation, model.chunk_frames),
             "checkpoint": config.checkpoint.model_copy(update={"every_steps": 1}),
         }
     )
@@ -64,8 +58,7 @@ def shrink(config: RunConfig) -> tuple[RunConfig, list[str]]:
 
 def _model(real: ModelConfig) -> ModelConfig:
     """As many chunks as the square root of the real number, so that long videos stay longer."""
-    chunks = math.ceil(math.sqrt(real.num_latent_frames // real.chunk_frames))
-    num_latent_frames = real.chunk_frames * chunks
+    num_latent_frames = _fewer(real.num_latent_frames, real.chunk_frames)
     window = real.window_frames
     if window is not None:
         scaled = round(window * num_latent_frames / real.num_latent_frames)
@@ -83,6 +76,42 @@ def _model(real: ModelConfig) -> ModelConfig:
         num_latent_frames=num_latent_frames,
         window_frames=window,
         **{name: getattr(real, name) for name in kept},
+    )
+
+
+def _fewer(latent_frames: int, chunk_frames: int) -> int:
+    """As many chunks as the square root of the real number."""
+    return chunk_frames * math.ceil(math.sqrt(latent_frames // chunk_frames))
+
+
+def _algorithm(
+    real: AlgorithmConfig, model: ModelConfig, small: ModelConfig, stand_ins: dict[str, str]
+) -> AlgorithmConfig:
+    """The same, with a window of fewer chunks that still lies within the video."""
+    window, start = real.train_window_frames, real.window_start
+    if window is not None:
+        window = _fewer(window, model.chunk_frames)
+        if isinstance(start, int):
+            start = min(_fewer(start, model.chunk_frames), small.num_latent_frames - window)
+    return real.model_copy(
+        update={
+            "main_reward": stand_ins.get(real.main_reward or "", real.main_reward),
+            "train_window_frames": window,
+            "window_start": start,
+        }
+    )
+
+
+def _evaluation(real: EvaluationConfig, chunk_frames: int) -> EvaluationConfig:
+    frames = real.num_latent_frames
+    return real.model_copy(
+        update={
+            "num_prompts": 2,
+            "rollouts_per_prompt": 2,
+            "num_latent_frames": None if frames is None else _fewer(frames, chunk_frames),
+            "every_steps": min(real.every_steps, 1),
+            "num_shown_videos": min(real.num_shown_videos, 1),
+        }
     )
 
 

@@ -23,11 +23,23 @@ _BOUNDS = {
 
 def as_config_error(error: ValidationError, where: str) -> ConfigError:
     """All findings of `error`, a line each, each starting with `where` (a file or a preset)."""
-    return ConfigError("\n".join(f"{where}: {_line(detail)}" for detail in error.errors()))
+    lines: dict[str, str] = {}
+    for detail in error.errors():
+        path = _path(detail)
+        line = _line(detail, path)
+        if path in lines:  # each type that an option may have complains
+            line = f"{lines[path]} or {_rule(detail)}"
+        lines[path] = line
+    return ConfigError("\n".join(f"{where}: {line}" for line in lines.values()))
 
 
-def _line(detail: ErrorDetails) -> str:
-    path = ".".join(str(part) for part in detail["loc"])
+def _path(detail: ErrorDetails) -> str:
+    """Dotted key, without the type that pydantic adds where an option may have several."""
+    parts = [str(part) for part in detail["loc"]]
+    return ".".join(part for part in parts if part != "int" and not part.startswith("literal["))
+
+
+def _line(detail: ErrorDetails, path: str) -> str:
     if detail["type"] == "extra_forbidden":
         return unknown_key(path)
     if detail["type"] == "missing":

@@ -31,5 +31,13 @@ class GroupSampler:
 
 def rollout_seed(run_seed: int, step: int, group: int, index: int) -> int:
     """63-bit seed of one rollout: the same wherever and whenever it is made."""
-    digest = hashlib.sha256(f"{run_seed}/{step}/{group}/{index}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    return _hashed(f"{run_seed}/{step}/{group}/{index}")
+
+
+def group_seed(run_seed: int, step: int, group: int) -> int:
+    """63-bit seed of what all rollouts of a group share."""
+    return _hashed(f"{run_seed}/{step}/{group}")
+
+
+def _hashed(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

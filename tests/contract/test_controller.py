@@ -17,6 +17,7 @@ from astrolabe_ray.errors import DataFailure, InfraFailure, RunStalled, WeightMi
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.types import (
     Blob,
+    ControllerState,
     Evaluation,
     FrameSpec,
     PolicyVersion,
@@ -41,8 +42,8 @@ class FakeLearner:
     def __init__(self) -> None:
         self.version = PolicyVersion()
         self.batches: list[TrainBatch] = []
-        self.saved: list[tuple[str, dict[str, int]]] = []
-        self.resume_state = {"next_number": 0, "num_dropped": 0}
+        self.saved: list[tuple[str, ControllerState]] = []
+        self.resume_state: ControllerState = {"next_number": 0, "num_dropped": 0}
         self.step_s = 0.0
 
     async def start(self) -> None: ...
@@ -62,10 +63,10 @@ class FakeLearner:
     async def probe(self, seed: int) -> list[float]:
         return [float(self.version.step), 1.0]
 
-    async def save(self, directory: Path, controller_state: Mapping[str, int]) -> None:
+    async def save(self, directory: Path, controller_state: ControllerState) -> None:
         self.saved.append((directory.name, dict(controller_state)))
 
-    async def load(self, directory: Path) -> dict[str, int]:
+    async def load(self, directory: Path) -> ControllerState:
         self.version = PolicyVersion(0, int(directory.name.rsplit("-", 1)[1]))
         return self.resume_state
 
@@ -121,6 +122,7 @@ class FakePool:
                 seed,
                 tuple(request.views),
                 generate_s=self.work_s,
+                window_start=request.window[0] if request.window else 0,
             )
             for i, seed in zip(request.indices, request.seeds, strict=True)
         ]
@@ -131,11 +133,15 @@ class FakePool:
 class FakeRewards:
     views = (VIEW,)
 
+    def __init__(self) -> None:
+        self.moduli = (7, 1)  # of `fun` and `calm`, which are remainders of the seed
+
     async def start(self) -> None: ...
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[Scores]:
         await asyncio.sleep(0)
-        return [Scores({"fun": float(r.seed % 7), "calm": 1.0}, 0.001) for r in rollouts]
+        fun, calm = self.moduli
+        return [Scores({"fun": float(r.seed % fun), "calm": 1.0 + r.seed % calm}, 0.001) for r in rollouts]
 
     async def stop(self) -> None: ...
 
@@ -193,7 +199,7 @@ class Stage:
         self.learner, self.pool, self.notebook = FakeLearner(), FakePool(), Notebook()
         self.stop = asyncio.Event()
         prompts = [f"prompt {i}" for i in range(20)]
-        rewards = FakeRewards()
+        rewards = self.rewards = FakeRewards()
         evaluator = Evaluator(
             settings,
             ["held out a", "held out b"],
@@ -382,3 +388,43 @@ def test_mid_run_evaluations_happen_when_asked() -> None:
     stage = Stage(config(num_steps=5, evaluation=evaluation))
     phases = [e.phase for e in asyncio.run(stage.run()).evaluations]
     assert phases == ["before", "step-2", "step-4", "after"]
+
+
+def test_all_rollouts_of_a_group_have_one_window_and_held_out_videos_are_whole() -> None:
+    """Rollouts that are scored at different times of a video have nothing to be compared by."""
+    windows = {"train_window_frames": 3, "window_start": "random"}
+    stage = Stage(config(algorithm=windows, num_steps=6, model={"num_latent_frames": 12}))
+    asyncio.run(stage.run())
+    by_group: dict[str, set[tuple[int, int] | None]] = {}
+    for request in stage.pool.requests:
+        by_group.setdefault(request.group_id, set()).add(request.window)
+    train = {group: found for group, found in by_group.items() if group.startswith("train")}
+    assert len(train) == 12 and all(len(found) == 1 for found in train.values())
+    assert len(set.union(*train.values())) > 1
+    assert all(found == {(0, 12)} for group, found in by_group.items() if group.startswith("eval"))
+    for sample in (s for batch in stage.learner.batches for mb in batch.ranks[0] for s in mb):
+        ((start, _),) = train[sample.rollout_id.split("/")[0]]
+        assert sample.window_start == start
+
+
+def test_a_resumed_run_selects_the_samples_that_the_whole_run_selects() -> None:
+    """The share of penalised samples adapts to the steps before."""
+    settings = config(
+        num_steps=4,
+        rollout={"num_groups": 4, "group_size": 8, "batch_size": 8},
+        algorithm={"kl_samples": "disagreeing", "main_reward": "fun"},
+    )
+    whole, resumed = Stage(settings), Stage(settings, resume_from=Path("checkpoints/checkpoint-2"))
+    whole.rewards.moduli = resumed.rewards.moduli = (10_007, 9_973)
+    asyncio.run(whole.run())
+    resumed.learner.resume_state = whole.learner.saved[0][1]
+    asyncio.run(resumed.run())
+
+    def weights(batch: TrainBatch) -> dict[str, float]:
+        return {s.rollout_id: s.kl_weight for mb in batch.ranks[0] for s in mb}
+
+    expected = [weights(batch) for batch in whole.learner.batches[2:]]
+    assert [weights(batch) for batch in resumed.learner.batches] == expected
+    assert all(sum(step.values()) == pytest.approx(32) for step in expected)
+    shares = [[row["kl/share"] for row in stage.notebook.rows] for stage in (whole, resumed)]
+    assert shares[1] == shares[0][2:] and shares[0][2:] != [0.1, 0.1]

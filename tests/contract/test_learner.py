@@ -31,6 +31,12 @@ from tests.plain_learner import PlainLearner
 from tests.tiny_model import write_tiny_model
 
 SEED = 7
+SELECTIVE = {
+    "kl_samples": "disagreeing",
+    "main_reward": "a",
+    "reference_max_age": 2,
+    "reference_max_kl": 1e9,
+}
 BLOCK_LINEARS = 2 * 10  # two blocks; q, k, v, o twice and two of the feed-forward
 
 
@@ -69,7 +75,7 @@ def changed(spec: LearnerSpec, **sections: dict) -> LearnerSpec:
     return dataclasses.replace(spec, **updates)
 
 
-def samples(step: int, *, number: int = 6, stale: int = 0) -> list[TrainSample]:
+def samples(step: int, *, number: int = 6, stale: int = 0, frames: int = 3) -> list[TrainSample]:
     """`number` samples for `step`, the first `stale` of them made by the policy before."""
     rng = np.random.default_rng(step)
     return [
@@ -77,11 +83,16 @@ def samples(step: int, *, number: int = 6, stale: int = 0) -> list[TrainSample]:
             rollout_id=f"train-{step}/{i}",
             prompt=("a red circle", "a blue square")[i % 2],
             policy_version=PolicyVersion(0, step - (i < stale)),
-            latents=rng.standard_normal((3, 4, 4, 4)).astype(np.float32),
+            latents=rng.standard_normal((frames, 4, 4, 4)).astype(np.float32),
             advantage=float(rng.normal(scale=3)),
         )
         for i in range(number)
     ]
+
+
+def penalised(all_samples: list[TrainSample]) -> list[TrainSample]:
+    """Every third sample counts three times for the KL, the others not at all."""
+    return [dataclasses.replace(s, kl_weight=3.0 * (i % 3 == 1)) for i, s in enumerate(all_samples)]
 
 
 def batch(step: int, *micro_batches: list[TrainSample]) -> TrainBatch:
@@ -133,19 +144,106 @@ async def test_three_steps_equal_a_plain_float64_learner(
             assert_close(await published(learner, "ema"), plain.ema, atol=2e-6)
 
 
-async def test_a_step_is_the_same_for_every_split_into_microbatches(spec: LearnerSpec) -> None:
-    """A mean of microbatch means would weigh a lone sample like five."""
-    weights = []
+@pytest.mark.parametrize("selective", [False, True])
+async def test_a_step_is_the_same_for_every_split_into_microbatches(
+    spec: LearnerSpec, selective: bool
+) -> None:
+    """A mean of microbatch means would weigh a lone sample like five, or a lone penalised one like three."""
+    if selective:
+        spec = changed(spec, algorithm=SELECTIVE)
+    results = []
     for cut in ((6,), (1, 5), (1, 1, 4)):
         async with running(spec) as learner:
-            pieces, rest = [], samples(0)
-            for size in cut:
-                pieces.append(rest[:size])
-                rest = rest[size:]
-            await learner.train(batch(0, *pieces))
-            weights.append(await published(learner))
-    assert_close(weights[1], weights[0], atol=1e-6)
-    assert_close(weights[2], weights[0], atol=1e-6)
+            for step in range(2):
+                pieces, rest = [], penalised(samples(step)) if selective else samples(step)
+                for size in cut:
+                    pieces.append(rest[:size])
+                    rest = rest[size:]
+                metrics = (await learner.train(batch(step, *pieces))).metrics
+            results.append((await published(learner), metrics["kl_loss"]))
+    for weights, kl_loss in results[1:]:
+        assert_close(weights, results[0][0], atol=1e-6)
+        assert kl_loss == pytest.approx(results[0][1], rel=1e-5)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+async def test_a_lagging_reference_equals_a_plain_float64_learner(spec: LearnerSpec, zero_stage: int) -> None:
+    """The penalty counts for two samples of six, and its reference is 0 to 2 steps old."""
+    spec = changed(spec, learner={"zero_stage": zero_stage}, algorithm=SELECTIVE)
+    async with running(spec) as learner:
+        plain = PlainLearner(spec, await published(learner))
+        ages = []
+        for step in range(5):
+            all_samples = penalised(samples(step))
+            result = await learner.train(batch(step, all_samples[:2], all_samples[2:5], all_samples[5:]))
+            want = plain.train(all_samples, SEED)
+            ages.append(result.metrics["kl/reference_age"])
+            for name, value in want.items():
+                assert result.metrics[name] == pytest.approx(value, rel=5e-5, abs=1e-12), name
+            assert_close(await published(learner, "ema"), plain.ema, atol=5e-6)
+        assert ages == [0, 1, 2, 0, 1]
+        assert result.metrics["kl/reference_refreshes"] == 1
+        assert result.metrics["kl_loss"] > 1e-6
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+async def test_training_on_windows_equals_a_plain_float64_learner(spec: LearnerSpec, zero_stage: int) -> None:
+    """Noise, loss and penalty of the window only, behind context that each policy computes for itself."""
+    spec = changed(spec, learner={"zero_stage": zero_stage, "gradient_checkpointing": True})
+    async with running(spec) as learner:
+        plain = PlainLearner(spec, await published(learner))
+        for step in range(3):
+            starts = [3, 3, 3, 4, 0, 0]
+            all_samples = [
+                dataclasses.replace(sample, window_start=start)
+                for start, sample in zip(starts, samples(step, stale=2 if step else 0, frames=5), strict=True)
+            ]
+            result = await learner.train(
+                batch(step, all_samples[:2], all_samples[2:3], all_samples[3:4], all_samples[4:])
+            )
+            for name, value in plain.train(all_samples, SEED).items():
+                assert result.metrics[name] == pytest.approx(value, rel=5e-5), name
+            assert_close(await published(learner), plain.old[result.version], atol=2e-6)
+
+
+async def test_a_microbatch_of_two_windows_is_refused(spec: LearnerSpec) -> None:
+    """One forward has one window; the loss of the other sample would fall on its context."""
+    two = [dataclasses.replace(s, window_start=i % 2) for i, s in enumerate(samples(0))]
+    async with running(spec) as learner:
+        with pytest.raises(ValueError, match="one window"):
+            await learner.train(batch(0, two))
+
+
+async def test_a_penalty_above_the_threshold_sets_the_reference_after_the_step(spec: LearnerSpec) -> None:
+    """A threshold that nobody looks at leaves only the age."""
+    spec = changed(spec, algorithm=SELECTIVE | {"reference_max_age": 9, "reference_max_kl": 1e-9})
+    async with running(spec) as learner:
+        engine = learner.worker._engine
+        for step in range(2):
+            await learner.train(batch(step, penalised(samples(step))))
+        assert torch.equal(engine.read("reference"), engine.read("default"))
+        result = await learner.train(batch(2, penalised(samples(2))))
+        assert (result.metrics["kl/reference_age"], result.metrics["kl_loss"]) == (0, 0)
+        assert not torch.equal(engine.read("reference"), engine.read("default"))
+
+
+async def test_only_samples_that_are_penalised_pass_through_the_reference(spec: LearnerSpec) -> None:
+    """A third of the training time, for a number that is multiplied by zero."""
+    spec = changed(spec, algorithm=SELECTIVE | {"timesteps_per_sample": 1})
+    async with running(spec) as learner:
+        await learner.train(batch(0, penalised(samples(0))))
+        seen: list[tuple[str, int]] = []
+        predict = learner.worker._predict
+
+        def watched(policy, noisy, *rest):
+            seen.append((policy, len(noisy)))
+            return predict(policy, noisy, *rest)
+
+        learner.worker._predict = watched
+        all_samples = penalised(samples(1))  # the second and the fifth
+        await learner.train(batch(1, all_samples[:3], all_samples[3:4], all_samples[4:]))
+    assert [number for policy, number in seen if policy == "reference"] == [1, 1]
+    assert [number for policy, number in seen if policy == "default"] == [3, 1, 2]
 
 
 async def test_training_moves_every_adapter_tensor_and_nothing_of_the_base(spec: LearnerSpec) -> None:
@@ -261,25 +359,33 @@ async def test_publishing_the_same_weights_after_an_update_is_an_error(spec: Lea
             await learner.publish()
 
 
-async def test_a_loaded_checkpoint_continues_bitwise(spec: LearnerSpec, tmp_path: Path) -> None:
-    """Moments, step count of Adam, EMA, older behaviour versions and the noise must all come back."""
-    folder = tmp_path / "checkpoint-2"
+@pytest.mark.parametrize("num_steps", [2, 3])
+async def test_a_loaded_checkpoint_continues_bitwise(
+    spec: LearnerSpec, tmp_path: Path, num_steps: int
+) -> None:
+    """Moments, Adam's count, EMA, older behaviour versions and the noise must all come back.
+
+    With three steps the reference, too: it was set again after the second and is now one step old.
+    """
+    if num_steps == 3:
+        spec = changed(spec, algorithm=SELECTIVE | {"reference_max_age": 1})
+    folder = tmp_path / f"checkpoint-{num_steps}"
     async with running(spec) as learner:
-        for step in range(2):
+        for step in range(num_steps):
             await learner.train(batch(step, samples(step)))
-        await learner.save(folder, {"next_number": 16})
-        mixed = samples(2, stale=3)
-        straight = await learner.train(batch(2, mixed[:3], mixed[3:]))
+        await learner.save(folder, {"next_number": 16, "kl_recent": [0.1 + 0.2]})
+        mixed = samples(num_steps, stale=3)
+        straight = await learner.train(batch(num_steps, mixed[:3], mixed[3:]))
         want = [await published(learner), await published(learner, "ema")]
     async with running(spec) as learner:
-        assert await learner.load(folder) == {"next_number": 16}
-        assert learner.worker.version == PolicyVersion(1, 2)  # a new incarnation
+        assert await learner.load(folder) == {"next_number": 16, "kl_recent": [0.1 + 0.2]}
+        assert learner.worker.version == PolicyVersion(1, num_steps)  # a new incarnation
         again = [
             dataclasses.replace(s, policy_version=PolicyVersion(1, s.policy_version.step)) for s in mixed
         ]
-        resumed = await learner.train(batch(2, again[:3], again[3:]))
+        resumed = await learner.train(batch(num_steps, again[:3], again[3:]))
         got = [await published(learner), await published(learner, "ema")]
-    assert resumed.metrics == straight.metrics
+    assert resumed.metrics == straight.metrics and resumed.metrics["kl_loss"] > 0
     for adapter, expected in zip(got, want, strict=True):
         assert_close(adapter, expected, atol=0)
 
@@ -337,6 +443,20 @@ async def test_a_checkpoint_that_does_not_fit_is_refused(spec: LearnerSpec, tmp_
             file.write(b"\x7f")
         with pytest.raises(ConfigError, match=r"adapters/ema\.safetensors is not what was written"):
             await learner.load(folder)
+
+
+async def test_a_checkpoint_is_not_continued_with_another_kind_of_reference(
+    spec: LearnerSpec, tmp_path: Path
+) -> None:
+    """The penalty would from then on pull to the base, or to an adapter of zeros."""
+    lagging = changed(spec, algorithm=SELECTIVE)
+    for name, saving, loading in (("all", spec, lagging), ("disagreeing", lagging, spec)):
+        folder = tmp_path / name / "checkpoint-0"
+        async with running(saving) as learner:
+            await learner.save(folder, {})
+        async with running(loading) as learner:
+            with pytest.raises(ConfigError, match=f"Resume with --config.algorithm.kl_samples={name}"):
+                await learner.load(folder)
 
 
 async def test_only_the_newest_checkpoints_are_kept(spec: LearnerSpec, tmp_path: Path) -> None:

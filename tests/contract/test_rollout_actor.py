@@ -313,6 +313,40 @@ def test_the_frames_of_a_rollout_are_those_of_its_latents(model_root: Path) -> N
         assert np.abs(decoded.astype(int) - rollout.views[0].astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize("first", [0, 1, 2, 4])
+def test_frames_before_the_window_are_decoded_and_not_kept(model_root: Path, first: int) -> None:
+    """A window decoded by itself starts with a still frame and without the motion before it."""
+    latents_BTCHW = torch.randn(1, 5, 4, 4, 2, generator=torch.Generator().manual_seed(1))
+    vae = VideoVAE.load(model_root / "vae", "cpu", torch.float32)
+    videos = []
+    for skipped in (0, first):
+        decoder = VideoDecoder(
+            vae, batch=1, num_latent_frames=5, height=32, width=16, first_latent_frame=skipped
+        )
+        for chunk in latents_BTCHW.split(2, dim=1):
+            decoder.add(chunk)
+        videos.append(decoder.videos())
+    whole, window = videos
+    assert window.shape[1] == (17 if first == 0 else 4 * (5 - first))
+    assert np.array_equal(window, whole[:, -window.shape[1] :])
+
+
+def test_a_window_is_what_the_views_show_and_where_the_latents_end(model_root: Path) -> None:
+    """Scores of other frames than those that are trained on."""
+    config = tiny_run(model_root)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"num_latent_frames": 8})})
+    actor, policy = actor_of(config), published(model_root, 1)
+    actor.load_policy(policy.manifest, policy.buffer)
+    steps = []
+    actor._model.patch_embedding.register_forward_hook(lambda *call: steps.append(1))
+    (rollout,) = generated(actor, dataclasses.replace(request(1), window=(2, 6)))
+    assert len(steps) == 3 * 2 + 2  # three chunks of two steps, and what the later two must see
+    (whole,) = generated(actor, dataclasses.replace(request(1), window=(0, 6)))
+    assert (rollout.window_start, whole.window_start) == (2, 0)
+    assert np.array_equal(rollout.latents, whole.latents) and len(rollout.latents) == 6
+    assert len(rollout.views[0]) == 16 and np.array_equal(rollout.views[0], whole.views[0][5:])
+
+
 def test_a_video_with_chunks_missing_is_never_handed_out(model_root: Path) -> None:
     """The rest of the array is whatever the memory held."""
     vae = VideoVAE.load(model_root / "vae", "cpu", torch.float32)

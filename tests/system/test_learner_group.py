@@ -144,6 +144,30 @@ async def test_two_ranks_of_unequal_shares_equal_one_rank_and_a_plain_learner(sp
     await local.stop()
 
 
+@pytest.mark.parametrize("zero_stage", [2, 3])
+async def test_a_penalty_that_counts_on_one_rank_only_equals_a_plain_learner(spec, zero_stage: int) -> None:
+    """Under ZeRO 3 the other rank would wait for ever for its part of the reference's forward."""
+    selective = {"kl_samples": "disagreeing", "main_reward": "a", "old_policy_decay": "none"}
+    spec = dataclasses.replace(
+        spec,
+        algorithm=spec.algorithm.model_copy(update=selective | {"reference_max_kl": 1e9}),
+        learner=spec.learner.model_copy(update={"zero_stage": zero_stage}),
+    )
+    async with running(spec) as group:
+        plain = PlainLearner(spec, await weights(group))
+        for step in range(2):
+            s = [
+                dataclasses.replace(x, kl_weight=6.0 * (i == 1))
+                for i, x in enumerate(samples(step, 6, stale=0))
+            ]
+            batch = TrainBatch(step, SEED, ((tuple(s[:2]), (s[2],)), ((s[3],), tuple(s[4:]))), 6)
+            result, oracle = await group.train(with_references(batch)), plain.train(s, SEED)
+            for name, value in oracle.items():
+                assert result.metrics[name] == pytest.approx(value, rel=2e-5, abs=1e-12), name
+        assert result.metrics["kl_loss"] > 1e-6
+        assert difference(await weights(group), plain.old[result.version]) <= 2e-6
+
+
 async def test_a_killed_rank_ends_the_group_and_a_new_life_can_start(spec: LearnerSpec) -> None:
     """The surviving rank would wait in a collective until its timeout."""
     group = LearnerGroup(spec, RayBlobStore(), placement_timeout_s=30)

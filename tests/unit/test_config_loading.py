@@ -126,6 +126,11 @@ def test_a_config_printed_as_overrides_gives_the_same_config() -> None:
         ("rollout.group_size", "'rollout.group_size' has no value; write --config.rollout.group_size=VALUE"),
         ("rollout.group_size=1", "command line: rollout.group_size = 1: must be at least 2"),
         ("learner.lr=fast", "command line: learner.lr = 'fast': must be a number"),
+        (
+            "algorithm.window_start=first",
+            "command line: algorithm.window_start = 'first': must be one of 'last' or 'random' or a whole "
+            "number",
+        ),
         ("num_steps=2.5", "command line: num_steps = 2.5: must be a whole number"),
         ("model.dtype=fp8", "command line: model.dtype = 'fp8': must be one of 'float32' or 'bfloat16'"),
         (

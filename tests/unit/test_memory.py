@@ -96,13 +96,13 @@ def test_the_kv_cache_is_as_large_as_the_one_that_is_allocated(name: str) -> Non
         dtype=getattr(torch, m.dtype),
         device=torch.device("meta"),
     )
-    assert kv_cache_bytes(m, a, batch=3) == cache.num_bytes
+    assert kv_cache_bytes(m, a, 3, m.num_latent_frames) == cache.num_bytes
 
 
 def test_kv_caches_have_the_sizes_computed_by_hand() -> None:
     """184,320 and 819,200 bytes a token, 1,560 tokens a latent frame."""
     found = {
-        name: kv_cache_bytes(BASE_MODELS[name].model_config(), MODEL_SIZES[name].transformer, batch=1)
+        name: kv_cache_bytes(BASE_MODELS[name].model_config(), MODEL_SIZES[name].transformer, 1, 21)
         for name in ("self_forcing", "longlive", "krea14b")
     }
     assert found == {
@@ -185,6 +185,26 @@ def test_a_block_keeps_what_autograd_saves_for_it(dtype: torch.dtype, width: int
     one, two = (WanArchitecture(192, 3, layers, ffn_dim, 64, 64, 16) for layers in (1, 2))
     per_token = (saved_bytes(two, dtype) - saved_bytes(one, dtype)) / (39 * 16)
     assert block_bytes_per_token(one, width) == pytest.approx(per_token, rel=0.03)
+
+
+def test_training_on_a_window_keeps_what_a_short_video_keeps_and_the_context_of_a_window() -> None:
+    """A 1.3B model at 240 latent frames would not fit any card; 21 of them and a full cache of 12 do."""
+    sizes, name = MODEL_SIZES["longlive"], "longlive_video_hpsv3_streaming_with_lora_init"
+    parts = learner_rank(preset(name), sizes)
+    whole = learner_rank(preset("longlive_video_hpsv3_with_lora_init"), sizes)
+    assert parts == whole | {"KV of earlier frames": 184_320 * 1560 * 12}
+    assert rollout_actor(preset(name), sizes)["KV cache"] == 3 * 184_320 * 1560 * 12
+    early = learner_rank(preset(name, "algorithm.window_start=3"), sizes)
+    assert early["KV of earlier frames"] == 184_320 * 1560 * 3
+
+
+def test_selective_kl_keeps_a_third_adapter() -> None:
+    """Its reference policy moves, so it is not the bare base either."""
+    sizes = MODEL_SIZES["longlive"]
+    plain, lagging = (
+        learner_rank(preset(f"longlive_video_hpsv3{suffix}"), sizes) for suffix in ("", "_gardo")
+    )
+    assert lagging["adapters"] == 1.5 * plain["adapters"]
 
 
 def test_a_start_from_a_lora_keeps_a_third_adapter() -> None:

@@ -11,6 +11,7 @@ from astrolabe_ray.config.plan import make_plan
 from astrolabe_ray.errors import ConfigError
 
 TINY = f"{Path(__file__).parents[2] / 'configs' / 'nft_tiny.py'}:tiny_sprites"
+WINDOW_OF_3 = ["algorithm.train_window_frames=3"]
 
 
 def test_derived_numbers_are_those_computed_by_hand() -> None:
@@ -40,6 +41,14 @@ def test_derived_numbers_are_those_computed_by_hand() -> None:
     assert plan.samples_per_rank == 5  # 18 over 4 ranks: 5, 5, 4, 4
     assert plan.max_groups_in_flight == 9
     assert plan.eval_rollouts == 15
+
+
+def test_a_window_shortens_rollouts_and_what_is_scored() -> None:
+    """The object store would be asked for whole videos that nobody makes."""
+    plan = make_plan(load(TINY, [*WINDOW_OF_3, "algorithm.window_start=3"]))
+    assert (plan.num_frames, plan.num_scored_frames, plan.sampled_latent_frames) == (33, 12, 6)
+    whole = make_plan(load(TINY))
+    assert (whole.num_frames, whole.num_scored_frames, whole.sampled_latent_frames) == (33, 33, 9)
 
 
 def test_needs_count_every_process_that_a_run_starts() -> None:
@@ -98,6 +107,23 @@ def test_the_demo_fits_two_cores() -> None:
         (["rewards=()"], "rewards is empty"),
         (["algorithm.main_reward=tiny_clip"], "has no effect with kl_samples=all"),
         (["algorithm.kl_samples=disagreeing"], "Try --config.algorithm.main_reward=tiny_clip."),
+        (
+            ["algorithm.kl_samples=disagreeing", "algorithm.main_reward=tiny_clip", "algorithm.kl_coef=0"],
+            "kl_samples=disagreeing has no effect with algorithm.kl_coef 0. "
+            "Try --config.algorithm.kl_coef=0.0001.",
+        ),
+        (["algorithm.window_start=3"], "Try --config.algorithm.train_window_frames=3."),
+        (["algorithm.train_window_frames=4"], "Try --config.algorithm.train_window_frames=3 or 6."),
+        (["algorithm.train_window_frames=12"], "Try --config.algorithm.train_window_frames=9."),
+        ([*WINDOW_OF_3, "algorithm.window_start=4"], "Try --config.algorithm.window_start=3 or 6."),
+        ([*WINDOW_OF_3, "algorithm.window_start=9"], "Try --config.algorithm.window_start=6."),
+        ([*WINDOW_OF_3, "algorithm.window_start=-3"], "Try --config.algorithm.window_start=6."),
+        ([*WINDOW_OF_3, "algorithm.clean_context=false"], "Try --config.algorithm.clean_context=true."),
+        (
+            [*WINDOW_OF_3, "algorithm.window_start=random", "learner.zero_stage=3", "learner.num_ranks=2"],
+            "Try --config.learner.zero_stage=2.",
+        ),
+        (["evaluation.num_latent_frames=5"], "Try --config.evaluation.num_latent_frames=3 or 6."),
         ([f"rewards.{index}.weight=0" for index in range(3)], "every reward has weight 0"),
     ],
 )
@@ -113,7 +139,13 @@ def test_values_on_the_edge_of_a_rule_are_accepted() -> None:
     make_plan(
         load(
             TINY,
-            ["model.window_frames=4", "learner.num_ranks=64", "algorithm.timesteps_per_sample=4"],
+            [
+                "model.window_frames=4",
+                "learner.num_ranks=64",
+                "algorithm.timesteps_per_sample=4",
+                "algorithm.train_window_frames=6",
+                "algorithm.window_start=3",
+            ],
         )
     )
 

@@ -178,6 +178,17 @@ def test_only_the_gardo_presets_choose_whose_kl_counts() -> None:
     assert selective == dict.fromkeys(names, "video_hpsv3_local")
 
 
+def test_only_the_streaming_preset_trains_on_a_window() -> None:
+    """Elsewhere the videos are trained on whole, the 60 latent frames of the long preset, too."""
+    found = {}
+    for row in GOLDEN:
+        c = preset(row)
+        values = (c.algorithm.train_window_frames, c.algorithm.window_start, c.evaluation.num_latent_frames)
+        found.setdefault(values, []).append(row.name)
+    assert found.pop((21, 21, 60)) == ["longlive_video_hpsv3_streaming_with_lora_init"]
+    assert found.keys() == {(None, "last", None)}
+
+
 def test_the_table_knows_every_full_size_preset() -> None:
     """A preset that nobody typed by hand would be compared with nothing."""
     shipped = {

@@ -36,6 +36,20 @@ def test_a_cache_used_before_leaves_no_trace() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+def test_videos_of_any_length_share_the_memory_of_a_window() -> None:
+    """Windows that end elsewhere for each group would allocate the largest part anew each time."""
+    model = random_model()
+    text, sampler = model.encode_text(prompts(1)), Sampler(model, ContextRule(2, 5, 1), TIMESTEPS, 0.0)
+    list(sampler.sample(text, (1,), 12, 4, 6))
+    memory = sampler._cache
+    (_, _, third) = sampler.sample(text, (1,), 6, 4, 6)
+    assert sampler._cache is memory
+    alone = list(Sampler(model, ContextRule(2, 5, 1), TIMESTEPS, 0.0).sample(text, (1,), 6, 4, 6))
+    assert torch.equal(third, alone[-1])
+    list(sampler.sample(text, (1,), 4, 4, 6))
+    assert sampler._cache is not memory  # shorter than the window
+
+
 def test_one_prompt_serves_a_whole_group() -> None:
     """A group shares its text; the shared and the repeated keys must agree."""
     model = random_model()

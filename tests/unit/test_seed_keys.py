@@ -35,6 +35,12 @@ def changed_by(*overrides: str) -> set[str]:
         ("eval_freq=5", "evaluation.every_steps = 5"),
         ("num_frames=240", "model.num_latent_frames = 60"),
         ("num_frames=45", "model.num_latent_frames = 12"),
+        ("eval_num_frames=240", "evaluation.num_latent_frames = 60"),
+        ("streaming.window_size=12", "algorithm.train_window_frames = 12"),
+        ("streaming.sample_frames=240", "model.num_latent_frames = 240"),
+        ("streaming.window_selection=random", "algorithm.window_start = random"),
+        ("streaming.window_selection=first", "algorithm.window_start = 0"),
+        ("streaming.window_choices=[21]", "algorithm.window_start = 21"),
         ("height=240", "model.height = 240"),
         ("width=416", "model.width = 416"),
         ("model_kwargs.local_attn_size=-1", "model.window_frames = none"),
@@ -83,7 +89,7 @@ def test_every_translation_says_what_it_did_and_new_keys_pass_in_silence() -> No
         ("train.timestep_fraction=0.99", "algorithm.timesteps_per_sample"),
         ("train.adv_mode=all", "nothing in that release read it"),
         ("use_lora=True", "only adapters are trained"),
-        ("streaming.window_size=21", "no code for windows of long videos"),
+        ("streaming.enabled=True", "algorithm.train_window_frames"),
         ("independent_first_frame=True", "nothing in that release read it"),
         ("train.gradient_accumulation_steps=16", "follows from rollout.num_groups"),
     ],
@@ -98,7 +104,14 @@ def test_a_key_that_did_nothing_is_refused_with_the_reason(old: str, words: str)
 
 @pytest.mark.parametrize(
     "old",
-    ["num_frames=many", "decay_type=5", "denoising_step_list=1000", "train.adam_beta1=0.8", "train.ema=x"],
+    [
+        "num_frames=many",
+        "decay_type=5",
+        "denoising_step_list=1000",
+        "train.adam_beta1=0.8",
+        "train.ema=x",
+        "streaming.window_choices=[0,21]",
+    ],
 )
 def test_a_value_that_can_not_be_read_is_one_line(old: str) -> None:
     """A traceback of the translation."""
@@ -116,7 +129,7 @@ def test_no_old_key_hides_one_of_ours() -> None:
 
 def test_every_old_key_has_a_value_that_ends_in_an_option_of_ours() -> None:
     """An option that is renamed here would leave its old name pointing to nothing."""
-    samples = ("1", "[1000]", "true", "bf16", "folder")
+    samples = ("1", "[1000]", "true", "bf16", "folder", "last")
     for key in set(OLD_KEYS) - {"train.adam_beta1", "train.adam_beta2"}:
         targets = []
         for text in samples:

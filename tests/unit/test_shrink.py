@@ -60,6 +60,19 @@ def test_each_reward_gets_a_scorer_of_its_own_with_its_weight() -> None:
     assert "motion_quality for video_hpsv3_local" in notes
 
 
+def test_a_window_of_a_long_video_stays_one() -> None:
+    """80 chunks, 7 of them trained on from the eighth on, 20 evaluated: 9, 3 from the fourth on, 5."""
+    config = small("nft_longlive.py:longlive_video_hpsv3_streaming_with_lora_init")
+    a = config.algorithm
+    found = (config.model.num_latent_frames, a.train_window_frames, a.window_start)
+    assert (*found, config.evaluation.num_latent_frames) == (27, 9, 9, 15)
+    late = load(
+        f"{CONFIGS / 'nft_longlive.py:longlive_video_hpsv3_streaming_with_lora_init'}",
+        ["algorithm.window_start=219"],
+    )
+    assert shrink(late)[0].algorithm.window_start == 18  # the last window
+
+
 def test_the_main_reward_follows_its_stand_in() -> None:
     """Its ranking would be compared with a reward that is not there."""
     config = small("nft_longlive.py:longlive_video_hpsv3_gardo")

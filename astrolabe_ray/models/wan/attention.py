@@ -1,7 +1,8 @@
 """Self-attention of a whole video, chunk by chunk, as plain unmasked attention over slices.
 
 Each chunk's queries attend to exactly the frames that cached sampling would show them, so training
-needs no mask: half the arithmetic of a dense one, and every attention kernel can run it.
+needs no mask: half the arithmetic of a dense one, and every attention kernel can run it. A sequence may
+start within a video: the keys and values of the frames before it then come from elsewhere (`Past`).
 
 Legend: B batch, L tokens, S tokens of a latent frame, H heads, D head_dim.
 """
@@ -20,11 +21,14 @@ from astrolabe_ray.models.wan.rope import rotate, time_shift
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Self-attention of a call: un-rotated queries, keys and values [B, L, H, D] -> [B, L, H, D]."""
+Past = Callable[[int, int], tuple[list[Tensor], list[Tensor]]]
+"""Rotated keys and values [B, L, H, D] of one layer for frames `first..last`, in one piece or several."""
 
 
 @dataclass(frozen=True)
 class ChunkSpan:
-    """Queries and keys of one chunk, in frames of the sequence; `keys` runs come oldest first."""
+    """Queries and keys of one chunk, in frames of the past and the sequence behind it; `keys` runs come
+    oldest first."""
 
     query: tuple[int, int]
     keys: tuple[tuple[int, int], ...]
@@ -41,41 +45,54 @@ def noisy_context_spans(rule: ContextRule, num_frames: int) -> list[ChunkSpan]:
     return spans
 
 
-def clean_context_spans(rule: ContextRule, num_frames: int, num_clean: int) -> list[ChunkSpan]:
-    """Spans of `num_clean` clean frames followed by all `num_frames` noisy ones.
+def clean_context_spans(
+    rule: ContextRule, num_frames: int, num_clean: int, first_frame: int = 0
+) -> list[ChunkSpan]:
+    """Spans of clean frames `first_frame..num_clean`, then of noisy ones `first_frame..num_frames`.
 
     Clean chunks see clean frames. A noisy chunk sees the clean frames before it and itself, which is
-    what it sees in sampling.
+    what it sees in sampling. `first_frame`, where a chunk starts: clean frames before it are the past.
     """
-    noisy = [
-        ChunkSpan(
-            (num_clean + start, num_clean + end),
-            (*rule.visible(start, end), (num_clean + start, num_clean + end)),
-            rule.sink_shift(end),
-        )
-        for start, end in rule.chunks(num_frames)
-    ]
-    return noisy_context_spans(rule, num_clean) + noisy
+    clean = [span for span in noisy_context_spans(rule, num_clean) if span.query[0] >= first_frame]
+    noisy = []
+    for start, end in rule.chunks(num_frames):
+        if start >= first_frame:
+            own = (num_clean + start - first_frame, num_clean + end - first_frame)
+            noisy.append(ChunkSpan(own, (*rule.visible(start, end), own), rule.sink_shift(end)))
+    return clean + noisy
 
 
-def span_attention(spans: list[ChunkSpan], rotations: Tensor, kernel: Kernel) -> Attend:
+def span_attention(
+    spans: list[ChunkSpan], rotations: Tensor, kernel: Kernel, past: Past | None = None
+) -> Attend:
     """Attention of a whole sequence along `spans`, which cover its frames in order.
 
-    `rotations` [L, 1, D/2]: rotary positions of the whole sequence.
+    `rotations` [L, 1, D/2]: rotary positions of the whole sequence. `past`: needed if it starts behind
+    the video's first frame.
     """
-    num_frames = spans[-1].query[1]
+    first_frame, last_frame = spans[0].query[0], spans[-1].query[1]
 
     def run(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
-        tokens = q_BLHD.shape[1] // num_frames
+        tokens = q_BLHD.shape[1] // (last_frame - first_frame)
         q_BLHD, k_BLHD = rotate(q_BLHD, rotations), rotate(k_BLHD, rotations)
+
+        def seen(first: int, last: int) -> tuple[Tensor, Tensor]:
+            keys, values = [], []
+            if first < first_frame:
+                assert past is not None, "a sequence that starts within a video needs its past"
+                keys, values = past(first, min(last, first_frame))
+            if last > first_frame:
+                own = slice((max(first, first_frame) - first_frame) * tokens, (last - first_frame) * tokens)
+                keys, values = [*keys, k_BLHD[:, own]], [*values, v_BLHD[:, own]]
+            return _joined(keys), _joined(values)
+
         outputs = []
         for span in spans:
-            first, last = (frame * tokens for frame in span.query)
-            keys = [k_BLHD[:, a * tokens : b * tokens] for a, b in span.keys]
-            values = [v_BLHD[:, a * tokens : b * tokens] for a, b in span.keys]
+            query = slice(*((frame - first_frame) * tokens for frame in span.query))
+            keys, values = map(list, zip(*(seen(*run) for run in span.keys), strict=True))
             if span.sink_shift:
                 keys[0] = rotate(keys[0], time_shift(k_BLHD.shape[-1], span.sink_shift, k_BLHD.device))
-            outputs.append(kernel(q_BLHD[:, first:last], _joined(keys), _joined(values)))
+            outputs.append(kernel(q_BLHD[:, query], _joined(keys), _joined(values)))
         return torch.cat(outputs, dim=1)
 
     return run

@@ -85,14 +85,18 @@ class FrameSlots:
 
     def writes(self) -> list[tuple[int, int, int]]:
         """Runs (frame within the chunk, slot, number of frames) of the chunk: one, or two at a wrap."""
+        return self.runs(self.start, self.end)
+
+    def runs(self, first: int, last: int) -> list[tuple[int, int, int]]:
+        """Runs (frame counted from `first`, slot, number of frames) of the frames `first..last`."""
         runs: list[tuple[int, int, int]] = []
-        for frame in range(self.start, self.end):
+        for frame in range(first, last):
             slot = self.slot(frame)
             if runs and runs[-1][1] + runs[-1][2] == slot:
-                offset, first, count = runs.pop()
-                runs.append((offset, first, count + 1))
+                offset, start, count = runs.pop()
+                runs.append((offset, start, count + 1))
             else:
-                runs.append((frame - self.start, slot, 1))
+                runs.append((frame - first, slot, 1))
         return runs
 
     def _oldest(self) -> int:
@@ -122,7 +126,6 @@ class KVCache:
     ) -> None:
         """`grid`: patch rows and columns of a latent frame; `num_frames`: length of the videos."""
         self.slots = FrameSlots(rule, num_frames)
-        self.num_frames = num_frames
         self.grid = grid
         self.tokens = grid[0] * grid[1]
         self.batch = batch
@@ -204,6 +207,20 @@ class KVCache:
             return kernel(rotate(q_BLHD, rotations), self._held[0][layer], self._held[1][layer])
 
         return run
+
+    def read(self, layer: int, first: int, last: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys, rotated by their frames' own indices, and values of the frames `first..last` that are held.
+
+        Views, in order: one piece, or several where they do not lie side by side.
+        """
+        is_shifted_sink = self._sink_keys is not None and last <= self.slots.rule.sink_frames
+        keys = self._sink_keys if is_shifted_sink else self._keys
+        assert keys is not None
+        parts = [
+            slice(slot * self.tokens, (slot + count) * self.tokens)
+            for _, slot, count in self.slots.runs(first, last)
+        ]
+        return [keys[layer, :, part] for part in parts], [self._values[layer, :, part] for part in parts]
 
     def _shift_sink(self, num_frames: int) -> None:
         sink = self._keys[:, :, : self.slots.rule.sink_frames * self.tokens]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -100,35 +101,78 @@ class CausalWanModel(nn.Module):
         clean_BTCHW: Tensor | None = None,
         context_timestep: float = 0.0,
     ) -> Tensor:
-        """Flow [B, T, C, H, W] of every frame of a video.
+        """Flow [B, T, C, H, W] of every frame of a video, or of a window of it.
 
         Without `clean_BTCHW` chunks see the noisy earlier frames. With it they see those clean frames,
-        embedded at `context_timestep`: exactly what sampling with a KV cache sees. `text_BLD`: text
-        encoder output, up to text_len rows.
+        embedded at `context_timestep`: exactly what sampling with a KV cache sees. If it is longer, the
+        noisy frames are the video's last ones and start where a chunk does: frames before them give
+        keys and values only, without gradient and in the memory of a KV cache. `text_BLD`: text encoder
+        output, up to text_len rows.
         """
         num_frames = noisy_BTCHW.shape[1]
         grid = self.architecture.grid(*noisy_BTCHW.shape[-2:])
-        device = noisy_BTCHW.device
-        rotations = frame_rotations(self.architecture.head_dim, 0, num_frames, grid, device)
+        device, text_BLD, past = noisy_BTCHW.device, self._embed_text(text_BLD), None
         if clean_BTCHW is None:
+            rotations = frame_rotations(self.architecture.head_dim, 0, num_frames, grid, device)
             frames_BTCHW, spans = noisy_BTCHW, noisy_context_spans(context, num_frames)
         else:
-            num_clean = context.chunks(num_frames)[-1][0]  # nothing sees the last chunk's clean frames
-            frames_BTCHW = torch.cat([clean_BTCHW[:, :num_clean], noisy_BTCHW], dim=1)
-            t_BT = torch.cat([t_BT.new_full((len(t_BT), num_clean), context_timestep), t_BT], dim=1)
-            rotations = torch.cat([rotations[: num_clean * grid[0] * grid[1]], rotations])
-            spans = clean_context_spans(context, num_frames, num_clean)
+            end = clean_BTCHW.shape[1]
+            first = end - num_frames
+            num_clean = context.chunks(end)[-1][0]  # nothing sees the last chunk's clean frames
+            own_clean_BTCHW = clean_BTCHW[:, first:num_clean]
+            if first > 0:
+                past = self._past(clean_BTCHW[:, :first], text_BLD, context, context_timestep, grid)
+            frames_BTCHW = torch.cat([own_clean_BTCHW, noisy_BTCHW], dim=1)
+            t_BT = torch.cat([t_BT.new_full(own_clean_BTCHW.shape[:2], context_timestep), t_BT], dim=1)
+            rotations = frame_rotations(self.architecture.head_dim, first, num_frames, grid, device)
+            rotations = torch.cat([rotations[: (num_clean - first) * grid[0] * grid[1]], rotations])
+            spans = clean_context_spans(context, end, num_clean, first)
         x_BTSD, e_BTD = self.patch_embedding(frames_BTCHW.to(self.dtype)), self._embed_time(t_BT)
         e_BT16D = self._project_time(e_BTD).unsqueeze(2)
-        text_BLD = self._embed_text(text_BLD)
-        self_attention = span_attention(spans, rotations, KERNELS[self.attention_kernel])
-        for block in self._blocks:
-            inputs = (x_BTSD, e_BT16D, text_BLD, self_attention)
+        kernel = KERNELS[self.attention_kernel]
+        for layer, block in enumerate(self._blocks):
+            seen = None if past is None else partial(past.read, layer)
+            inputs = (x_BTSD, e_BT16D, text_BLD, span_attention(spans, rotations, kernel, seen))
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x_BTSD = checkpoint(block, *inputs, use_reentrant=False)
             else:
                 x_BTSD = block(*inputs)
         return self.head(x_BTSD[:, -num_frames:], e_BTD[:, -num_frames:].unsqueeze(2), grid)
+
+    @torch.no_grad()
+    def _past(
+        self,
+        clean_BTCHW: Tensor,
+        text_BLD: Tensor,
+        context: ContextRule,
+        context_timestep: float,
+        grid: tuple[int, int],
+    ) -> KVCache:
+        """Keys and values of clean frames from the video's start on, as far as the window holds them.
+
+        `text_BLD` is embedded already. Through the blocks' own calls, which wrappers rely on.
+        """
+        num_frames, device, kernel = clean_BTCHW.shape[1], clean_BTCHW.device, KERNELS[self.attention_kernel]
+        cache = KVCache(
+            self.architecture,
+            context,
+            batch=len(clean_BTCHW),
+            num_frames=num_frames,
+            grid=grid,
+            dtype=self.dtype,
+            device=device,
+        )
+        text = [block.cross_attn.keys_values(text_BLD) for block in self._blocks]
+        e_116D = self._project_time(self._embed_time(torch.full((1, 1), context_timestep, device=device)))
+        e_1116D = e_116D.unsqueeze(2)
+        for start, end in context.chunks(num_frames):
+            cache.begin(end - start)
+            rotations = frame_rotations(self.architecture.head_dim, start, end - start, grid, device)
+            x_BTSD = self.patch_embedding(clean_BTCHW[:, start:end].to(self.dtype))
+            for layer, block in enumerate(self._blocks):
+                attention = cache.attention(layer, rotations, kernel)
+                x_BTSD = block(x_BTSD, e_1116D, text[layer], attention)
+        return cache
 
     @torch.inference_mode()
     def chunk_forward(
