@@ -52,13 +52,15 @@ def copy_checkout(folder: Path) -> Path:
     return folder
 
 
-def follow(guide: Path, folder: Path) -> str:
-    """Carry out every block of `guide` in `folder`; returns what the last command printed.
+def follow(guide: Path, folder: Path, *, only: str = "") -> str:
+    """Carry out every block of `guide`, or those that begin with `only`; returns what the last one printed.
 
     Raises AssertionError with the line of a block that fails.
     """
     printed = ""
     for step in steps_of(guide):
+        if not step.info.startswith(only):
+            continue
         printed = _carry_out(step, folder, f"{guide.name}, line {step.line}", printed)
     return printed
 
