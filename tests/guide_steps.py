@@ -6,7 +6,8 @@ What a block is says its first line, as in ```bash run:
     bash run             runs, and must succeed  python run    runs as a script
     text of-the-above    each of its lines is in what the last command printed
 
-Any other block is an error, so that nothing in a guide goes untried.
+Any other block is an error, so that nothing in a guide goes untried. As readers do not see that line, the
+text before a file must name it.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ class Step:
     info: str
     text: str
     line: int  # of the markdown file
+    before: str = ""  # the markdown's text before it, up to the block before
 
 
 def steps_of(guide: Path) -> list[Step]:
-    markdown = guide.read_text()
-    return [
-        Step(found["info"].strip(), found["text"], markdown[: found.start()].count("\n") + 1)
-        for found in _BLOCK.finditer(markdown)
-    ]
+    markdown, steps, end = guide.read_text(), [], 0
+    for found in _BLOCK.finditer(markdown):
+        line = markdown[: found.start()].count("\n") + 1
+        steps.append(Step(found["info"].strip(), found["text"], line, markdown[end : found.start()]))
+        end = found.end()
+    return steps
 
 
 def copy_checkout(folder: Path) -> Path:
@@ -52,13 +55,15 @@ def copy_checkout(folder: Path) -> Path:
     return folder
 
 
-def follow(guide: Path, folder: Path) -> str:
-    """Carry out every block of `guide` in `folder`; returns what the last command printed.
+def follow(guide: Path, folder: Path, *, only: str = "") -> str:
+    """Carry out every block of `guide`, or those that begin with `only`; returns what the last one printed.
 
     Raises AssertionError with the line of a block that fails.
     """
     printed = ""
     for step in steps_of(guide):
+        if not step.info.startswith(only):
+            continue
         printed = _carry_out(step, folder, f"{guide.name}, line {step.line}", printed)
     return printed
 
@@ -67,6 +72,7 @@ def _carry_out(step: Step, folder: Path, where: str, printed: str) -> str:
     """What a command printed; for other blocks what was `printed` before."""
     _, is_file, name = step.info.partition(" file=")
     if is_file:
+        assert f"`{name}`" in step.before, f"{where}: nobody would know that this is {name}"
         path = folder / name
         assert not path.exists(), f"{where}: {path.name} is there already"
         path.parent.mkdir(parents=True, exist_ok=True)

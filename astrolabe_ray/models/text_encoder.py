@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers.utils.logging import disable_progress_bar
 
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.checkpoints import placed
@@ -71,6 +72,7 @@ def mapped_text_encoder(path: Path, dtype: torch.dtype | Literal["auto"] = "auto
     """
     if path.is_file():
         return read_original_text_encoder(path)
+    disable_progress_bar()  # it would be drawn into the plan of a run
     try:
         load: Any = UMT5EncoderModel.from_pretrained
         network, report = load(path, dtype=dtype, local_files_only=True, output_loading_info=True)

@@ -157,6 +157,7 @@ def test_videos_scores_and_what_a_rerun_does(tmp_path: Path) -> None:
     options = ["--prompt_file", "prompts.txt", "--max_samples", "2", "--output_dir", "out", "--local"]
     done = generate(*options, "--batch_size", "2", "--rewards", "tiny_clip,motion_quality", cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "LOADED torch", "--local needs no Ray"
+    assert "Loading weights" not in done.stderr, "the bar of a library between our lines"
     results = tmp_path / "out" / "results.jsonl"
     records = [json.loads(line) for line in results.read_text().splitlines()]
     assert [record["prompt"] for record in records] == [RED, BLUE]
