@@ -181,8 +181,8 @@ class ClusterConfig(Section):
     """`auto`: join the cluster of RAY_ADDRESS or a running one, else start one here; `local`: start one."""
     namespace: str = "astrolabe"
     placement_timeout_s: float = Field(default=120, gt=0)
-    stall_timeout_s: float = Field(default=900, gt=0)
-    """Stop when nothing moved for so long while work remained."""
+    stall_timeout_s: float = Field(default=2400, gt=0)
+    """Stop when nothing moved for so long while work remained; more than one answer may take."""
     keep_reward_servers: bool = True
     """Leave the reward servers running for the next run."""
 
