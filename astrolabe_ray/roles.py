@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from astrolabe_ray.types import (
     Blob,
@@ -70,7 +70,8 @@ class RewardPool(Protocol):
     async def score(self, rollouts: Sequence[Rollout]) -> list[Scores]:
         """Score each rollout with every scorer; one finite float per key.
 
-        Raises InfraFailure when no server answers, DataFailure when a score is not a finite number.
+        Raises InfraFailure when no server answers, PayloadsLost when the videos can't be read any more,
+        DataFailure when a score is not a finite number.
         """
         ...
 
@@ -83,7 +84,11 @@ class Learner(Protocol):
     async def start(self) -> None: ...
 
     async def train(self, batch: TrainBatch) -> StepResult:
-        """One optimizer step on `batch`; afterwards the old policy has been mixed, too."""
+        """One optimizer step on `batch`; afterwards the old policy has been mixed, too.
+
+        Raises PayloadsLost, naming the rollouts, when latents can't be read any more. Nothing has changed
+        then, and the step can be tried again with others.
+        """
         ...
 
     async def publish(self, adapter: Literal["old", "ema"] = "old") -> PublishedPolicy:
@@ -94,11 +99,11 @@ class Learner(Protocol):
         """Output of the published policy on a fixed input (see `weights.probe`)."""
         ...
 
-    async def save(self, directory: Path, controller_state: Mapping[str, int]) -> None:
+    async def save(self, directory: Path, controller_state: Mapping[str, Any]) -> None:
         """Write a checkpoint atomically: all that a later run needs, `controller_state` included."""
         ...
 
-    async def load(self, directory: Path) -> dict[str, int]:
+    async def load(self, directory: Path) -> dict[str, Any]:
         """Continue from a checkpoint; returns its `controller_state`."""
         ...
 
@@ -113,6 +118,8 @@ class BlobStore(Protocol):
 
 class Gallery(Protocol):
     """Looks at videos on behalf of the controller, which never holds pixels."""
+
+    async def start(self) -> None: ...
 
     async def encode(self, video: Blob, *, fps: int, comment: str) -> bytes:
         """`video` uint8 [F, 3, H, W] as an mp4 file."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from learner import checkpoint, process_group
 from learner.adapter_ring import AdapterRing
 from learner.engine import Engine
 from learner.nft_step import SampleLosses, draw, nft_step, predictor, sample_seed
+from learner.payloads import Payloads, latents, read_all
 from learner.policies import with_policies
 from learner.state_files import LearnerState, read_state, write_state
 
@@ -96,6 +97,7 @@ class LearnerWorker:
         self._published: dict[str, tuple[str, int]] = {}  # adapter -> checksum, moves when it was published
         self._last_flat: Tensor | None = None  # published last
         self._in_old_slot: Tensor | None = None
+        self._payloads: Payloads = {}  # of the step under way
 
     def __repr__(self) -> str:
         return f"learner-{self.rank}"
@@ -135,11 +137,14 @@ class LearnerWorker:
 
         A non-finite gradient skips the update (counted as `skipped_steps`); the version moves on, since
         the batch is spent. Raises AstrolabeError after three such steps in a row, WeightMismatch for
-        a sample of a version that is no longer held, ValueError for a batch of another step.
+        a sample of a version that is no longer held, ValueError for a batch of another step. Raises
+        PayloadsLost, on all ranks, before anything changed.
         """
         start = time.perf_counter()
         self._check(micro_batches, step)
+        self._payloads = read_all(self._blobs, [sample for samples in micro_batches for sample in samples])
         sums = self._accumulate(micro_batches, seed, num_samples)
+        self._payloads = {}
         grad_norm = self._engine.step()
         sums = process_group.sum_over_ranks(sums)
         names = ("loss", "policy_loss", "kl_loss", "old_deviation")
@@ -179,7 +184,7 @@ class LearnerWorker:
         with self._engine.using("old"):
             return probe_output(self._engine.model, self._architecture, seed)
 
-    def save(self, directory: Path, controller: Mapping[str, int]) -> None:
+    def save(self, directory: Path, controller: Mapping[str, Any]) -> None:
         """Rank 0 writes a checkpoint atomically and prunes old ones; the others take part in gathering."""
         moments, num_updates = self._engine.optimizer_state()
         state = LearnerState(
@@ -199,7 +204,7 @@ class LearnerWorker:
                 write_state(state, folder, named=self._engine.named, lora=self.spec.lora)
             checkpoint.prune(directory.parent, self.spec.keep_last)
 
-    def load(self, directory: Path, incarnation: int) -> dict[str, int]:
+    def load(self, directory: Path, incarnation: int) -> dict[str, Any]:
         """Continue from a checkpoint as incarnation `incarnation` or the saved one's next, if higher.
 
         Any number of ranks and any ZeRO stage. Raises ConfigError when it is damaged or was made with
@@ -252,7 +257,7 @@ class LearnerWorker:
         on_policy = self._old_is_default and version == self.version
         if not on_policy:
             self._load_old(self._ring.get(version))
-        x0 = torch.stack([latents(self._blobs.get(sample.latents)) for sample in samples]).to(self.device)
+        x0 = torch.stack([latents(self._payloads[sample.rollout_id]) for sample in samples]).to(self.device)
         text = torch.stack([self._encode(sample.prompt) for sample in samples])
         advantage = torch.tensor([sample.advantage for sample in samples], device=self.device)
         seeds = [sample_seed(seed, self.version.step, sample.rollout_id) for sample in samples]
@@ -325,12 +330,3 @@ def _agree(actual: list[float], expected: list[float]) -> bool:
     return len(actual) == len(expected) and math.dist(actual, expected) <= PROBE_TOLERANCE * math.hypot(
         *expected
     )
-
-
-def latents(array: object) -> Tensor:
-    """float32 tensor of a latents payload: float32, or bfloat16 bits as uint16. Raises TypeError."""
-    if isinstance(array, np.ndarray) and array.dtype == np.uint16:
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).float()
-    if isinstance(array, np.ndarray) and array.dtype == np.float32:
-        return torch.from_numpy(array.copy())
-    raise TypeError(f"latents must be a float32 or uint16 array, got {getattr(array, 'dtype', type(array))}")

@@ -38,10 +38,10 @@ class LocalLearner:
     async def probe(self, seed: int) -> list[float]:
         return await self._run(self.worker.probe, seed)
 
-    async def save(self, directory: Path, controller_state: Mapping[str, int]) -> None:
+    async def save(self, directory: Path, controller_state: Mapping[str, Any]) -> None:
         await self._run(self.worker.save, directory, controller_state)
 
-    async def load(self, directory: Path) -> dict[str, int]:
+    async def load(self, directory: Path) -> dict[str, Any]:
         return await self._run(self.worker.load, directory, self.worker.version.incarnation + 1)
 
     async def stop(self) -> None:

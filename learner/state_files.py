@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -32,7 +33,7 @@ class LearnerState:
     num_updates: int  # that Adam has made; less than the step if some were skipped
     probe: list[float]  # output of `default`, which tells another base model
     reference_probe: list[float]  # output of the reference policy, which tells another initial LoRA
-    controller: dict[str, int]
+    controller: dict[str, Any]
 
 
 def write_state(state: LearnerState, folder: Path, *, named: Named, lora: LoraConfig) -> None:

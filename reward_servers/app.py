@@ -21,7 +21,7 @@ from ray import ObjectRef, serve
 from ray.exceptions import RayError
 
 from astrolabe_ray.config.schema import RewardConfig
-from astrolabe_ray.errors import DataFailure, InfraFailure
+from astrolabe_ray.errors import DataFailure, PayloadsLost
 from reward_servers.scorers import Scorer, scorer_class
 
 FETCH_TIMEOUT_S = 60.0
@@ -74,7 +74,7 @@ class RewardServer:
         self._score_batch.set_max_batch_size(spec.max_batch_size)  # type: ignore[attr-defined]
 
     async def score(self, request: ScoreRequest) -> list[float]:
-        """A finite score per video. Raises DataFailure, InfraFailure."""
+        """A finite score per video. Raises DataFailure, PayloadsLost."""
         result = await self._score_batch(request)  # type: ignore[call-arg, arg-type]
         if isinstance(result, BaseException):
             raise result
@@ -101,12 +101,12 @@ class RewardServer:
 
 
 async def fetch(request: ScoreRequest) -> np.ndarray:
-    """The request's videos as uint8 [B, F, 3, H, W]. Raises InfraFailure when they are lost."""
+    """The request's videos as uint8 [B, F, 3, H, W]. Raises PayloadsLost when they can't be read."""
     waiting = [asyncio.wrap_future(ref.future()) for ref in request.videos]
     try:
         videos = await asyncio.wait_for(asyncio.gather(*waiting), FETCH_TIMEOUT_S)
     except (RayError, asyncio.TimeoutError) as error:
-        raise InfraFailure(f"the videos of request {request.request_id} are lost: {error!r}") from error
+        raise PayloadsLost(f"the videos of request {request.request_id} are lost: {error!r}") from error
     check_videos(videos, request)
     return np.stack(videos)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import math
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from ray import exceptions as rx
+from ray.exceptions import RayTaskError
 
 from astrolabe_ray.config.schema import RewardConfig
 from astrolabe_ray.data.frames import derive_view
-from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure
+from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure, PayloadsLost
 from astrolabe_ray.types import FrameSpec, PolicyVersion, Rollout
 from reward_servers import pool as pool_module
 from reward_servers.app import ScoreRequest, ServerSpec, check_videos, score_together
@@ -120,6 +122,16 @@ def test_an_input_that_cannot_be_scored_is_not_sent_again() -> None:
     with pytest.raises(DataFailure, match="nan"):
         score_with(image, Handle(lambda *_: [0.0, 0.0]))
     assert len(image.requests) == 1
+
+
+def test_videos_that_are_lost_are_not_looked_for_again() -> None:
+    """The run would end after minutes of asking for what is gone, and nobody made the videos again."""
+    error = PayloadsLost("the videos of request r are lost", ("train-3/0",))
+    image = Handle(lambda *_: RayTaskError("score", "Traceback ...", error).as_instanceof_cause())
+    with pytest.raises(PayloadsLost, match="are lost") as caught:
+        score_with(image, Handle(lambda *_: [0.0, 0.0]))
+    assert len(image.requests) == 1
+    assert pickle.loads(pickle.dumps(caught.value)).rollout_ids == ("train-3/0",)
 
 
 def test_a_run_that_leaves_its_servers_to_others_closes_its_handles() -> None:

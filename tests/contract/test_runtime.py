@@ -17,7 +17,14 @@ from ray import exceptions as rx
 
 from astrolabe_ray.config.memory import object_store_need
 from astrolabe_ray.config.plan import Need, make_plan
-from astrolabe_ray.config.schema import ClusterConfig, ModelConfig, RewardConfig, RolloutConfig, RunConfig
+from astrolabe_ray.config.schema import (
+    ClusterConfig,
+    EvaluationConfig,
+    ModelConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+)
 from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure, WeightMismatch
 from astrolabe_ray.runtime import cluster
 from astrolabe_ray.runtime.failures import as_failure
@@ -106,8 +113,8 @@ def test_what_is_free_counts_and_not_what_there_is() -> None:
         require_room(NEEDS, 0, LARGE, Room(4, 8, 100 * GIB))
 
 
-def test_the_object_store_must_hold_a_group_per_actor_and_the_latents_in_flight() -> None:
-    """An object store that is too small spills every video to disk."""
+def test_the_object_store_must_hold_all_slots_unscored_and_the_held_out_prompts_in_flight() -> None:
+    """An object store that is too small spills every video to disk, when scoring or an evaluation is slow."""
     config = RunConfig(
         name="any",
         model=ModelConfig(num_latent_frames=21, chunk_frames=3, height=480, width=832, dtype="bfloat16"),
@@ -115,11 +122,13 @@ def test_the_object_store_must_hold_a_group_per_actor_and_the_latents_in_flight(
             num_groups=3, group_size=4, batch_size=2, min_actors=2, max_actors=2, max_policy_age=1
         ),
         rewards=(RewardConfig(key="any"),),
+        evaluation=EvaluationConfig(num_prompts=50, rollouts_per_prompt=5),
     )
     video = 81 * 3 * 480 * 832  # 97 MB
     latents = 21 * 16 * 60 * 104 * 2  # 4 MB
-    expected = 2 * 4 * video + (1 + 1) * 3 * 4 * latents
-    assert object_store_need(config, make_plan(config)) == expected
+    slots = (1 + 1) * 3 * 4
+    held_out = (1 + 2) * 5  # 3 requests a prompt keep both actors busy; two prompts more
+    assert object_store_need(config, make_plan(config)) == (slots + held_out) * (video + latents)
 
 
 def test_a_bundle_is_never_empty() -> None:

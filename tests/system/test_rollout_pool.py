@@ -26,7 +26,7 @@ from ray.util import list_named_actors, placement_group_table
 from actors.local_pool import LocalRolloutPool
 from actors.pool import RayRolloutPool
 from astrolabe_ray.config.schema import RunConfig
-from astrolabe_ray.errors import InfraFailure, WeightMismatch
+from astrolabe_ray.errors import PayloadsLost, WeightMismatch
 from astrolabe_ray.runtime.object_store import RayBlobStore
 from astrolabe_ray.types import FrameSpec, PolicyVersion, PublishedPolicy, Rollout, RolloutRequest
 from tests.tiny_model import write_tiny_model
@@ -265,7 +265,7 @@ async def test_a_lost_node_is_replaced_as_soon_as_there_is_another(
     for asked, got in zip(long, await asyncio.wait_for(in_progress, PATIENCE_S), strict=True):
         assert lost_actor not in {rollout.actor for rollout in got}
         assert_bit_identical(got, await oracle.generate(asked))
-    with pytest.raises(InfraFailure, match="reading a payload within 30 s: "):
+    with pytest.raises(PayloadsLost, match="reading a payload within 30 s: "):
         await asyncio.to_thread(RayBlobStore(timeout_s=30).get, lost.views[1])
     cluster.add_node(**NODE)
     await at_full_strength(pool)
