@@ -403,7 +403,7 @@ def test_lost_frames_and_latents_are_made_again_with_the_same_seeds(max_policy_a
     whole, hit = Stage(settings), Stage(settings)
     asyncio.run(whole.run())
     hit.rewards.misses = ["train-1", "eval-before-0"]
-    hit.learner.misses = [(), (0, 5, 6)]
+    hit.learner.misses = [(), (5, 6)]  # one of the two groups
     outcome = asyncio.run(hit.run())
     assert sorted(chain(*trained_on(hit))) == sorted(chain(*trained_on(whole)))
     if max_policy_age == 0:
