@@ -19,7 +19,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The causal video model that is aligned, and how it is sampled."""
 
-    base_model: str = "tiny_sprites"
+    base_model: str = Field(default="tiny_sprites", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the base model; names the run's folder."""
     path: str = "builtin:sprites"
     """Directory of folders (transformer/, vae/, text_encoder/, tokenizer/), an original Wan directory, or
@@ -190,7 +190,8 @@ class ClusterConfig(Section):
 class RunConfig(Section):
     """Everything that defines a run."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run's folder."""
     seed: int = Field(default=0, ge=0)
     num_steps: int = Field(default=100, gt=0)
     model: ModelConfig = ModelConfig()

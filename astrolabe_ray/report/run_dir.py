@@ -77,6 +77,11 @@ class RunDir:
         return self.path / "summary.json"
 
     @property
+    def failure(self) -> Path:
+        """Where the error came from that ended the run, if one did."""
+        return self.path / "failure.txt"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ray import exceptions as rx
+from ray._private.utils import check_version_info
 
 from astrolabe_ray.config.memory import object_store_need
 from astrolabe_ray.config.plan import Need, make_plan
@@ -25,7 +26,7 @@ from astrolabe_ray.config.schema import (
     RolloutConfig,
     RunConfig,
 )
-from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure, WeightMismatch
+from astrolabe_ray.errors import AstrolabeError, ConfigError, DataFailure, InfraFailure, WeightMismatch
 from astrolabe_ray.runtime import cluster
 from astrolabe_ray.runtime.failures import as_failure
 from astrolabe_ray.runtime.local_store import LocalBlobStore
@@ -305,6 +306,21 @@ def test_ray_address_auto_means_what_no_ray_address_means(
         (no_cluster_noted / "ray_current_cluster").write_text(f"127.0.0.1:{head.getsockname()[1]}")
         cluster.connect(ClusterConfig())
     assert joined == ["local", None]
+
+
+def test_a_cluster_of_other_versions_is_named_in_one_line(
+    no_cluster_noted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray raises a RuntimeError over six lines, which looked like a fault of the program."""
+
+    def init(config: ClusterConfig, address: str, num_cpus: int | None = None) -> None:
+        check_version_info({"ray_version": "1.0", "python_version": "3.6.1"}, "node 10.0.0.7:6379")
+
+    monkeypatch.setattr(cluster, "_init", init)
+    monkeypatch.setattr(cluster, "_require_listening", lambda address: None)
+    with pytest.raises(AstrolabeError, match=r"at '10.0.0.7:6379': Version mismatch: .*Ray: 1.0") as caught:
+        cluster.connect(ClusterConfig(address="10.0.0.7:6379"))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_stale_note_of_a_cluster_is_not_taken_for_one(no_cluster_noted: Path, closed_port: int) -> None:
