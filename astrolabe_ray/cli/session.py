@@ -13,7 +13,6 @@ from astrolabe_ray.cli.wiring import Wiring
 from astrolabe_ray.config.memory import object_store_need
 from astrolabe_ray.config.plan import Plan
 from astrolabe_ray.config.schema import RunConfig
-from astrolabe_ray.controller import RunOutcome
 from astrolabe_ray.errors import AstrolabeError
 from astrolabe_ray.metrics.console import RunConsole
 from astrolabe_ray.metrics.recorder import MetricsSink, RunRecorder
@@ -22,8 +21,7 @@ from astrolabe_ray.report.environment import environment
 from astrolabe_ray.report.page import build_report
 from astrolabe_ray.report.run_dir import RunDir, write_bytes, write_json
 from astrolabe_ray.report.summary import summarise
-from astrolabe_ray.roles import RunObserver
-from astrolabe_ray.run import Roles, run_training
+from astrolabe_ray.run import run_training
 from astrolabe_ray.runtime.cluster import connect
 from astrolabe_ray.runtime.jobs import job_notes, stop_on_signals
 from astrolabe_ray.runtime.preflight import cluster_room, require_one_checkout, require_room
@@ -46,7 +44,7 @@ def run_on_ray(config: RunConfig, plan: Plan, wiring: Wiring, resume_from: Path 
             typer.echo(f"{'note':>10}  {note}")
         if resume_from is not None:
             typer.echo(f"{'resume':>10}  {resume_from}")
-        _record(config, wiring.make_roles(config), run_dir, resume_from)
+        asyncio.run(_record(config, wiring, run_dir, resume_from))
     finally:
         ray.shutdown()
     return run_dir
@@ -59,18 +57,20 @@ def _require_room(config: RunConfig, plan: Plan, wiring: Wiring) -> None:
     require_room(needs, object_store_need(config, plan), *cluster_room())
 
 
-def _record(config: RunConfig, roles: Roles, run_dir: RunDir, resume_from: Path | None) -> None:
+async def _record(config: RunConfig, wiring: Wiring, run_dir: RunDir, resume_from: Path | None) -> None:
     """Run, with everything that it tells going to its folder; the page is written in any case.
 
-    Where an error came from goes there, too: people are told its message only.
+    Where an error came from goes there, too: people are told its message only. Signals are caught from here
+    on, since loading the roles takes seconds.
     """
     write_json(run_dir.config, config.model_dump(mode="json"))
-    write_json(run_dir.environment, environment())
     try:
-        with RunConsole() as console:
+        with stop_on_signals() as stop, RunConsole() as console:
+            write_json(run_dir.environment, environment())
+            roles = wiring.make_roles(config)
             recorder = RunRecorder(run_dir, console, _sinks(config, run_dir))
             try:
-                outcome = asyncio.run(_train(config, roles, run_dir, recorder, resume_from))
+                outcome = await run_training(config, roles, run_dir, recorder, stop, resume_from)
             finally:
                 recorder.close()
         write_json(run_dir.summary, summarise(outcome))
@@ -82,13 +82,6 @@ def _record(config: RunConfig, roles: Roles, run_dir: RunDir, resume_from: Path 
         raise
     finally:
         typer.echo(f"Report: {build_report(run_dir)}")
-
-
-async def _train(
-    config: RunConfig, roles: Roles, run_dir: RunDir, observer: RunObserver, resume_from: Path | None
-) -> RunOutcome:
-    with stop_on_signals() as stop:
-        return await run_training(config, roles, run_dir, observer, stop, resume_from)
 
 
 def _sinks(config: RunConfig, run_dir: RunDir) -> list[MetricsSink]:
