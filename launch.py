@@ -114,9 +114,8 @@ def stop_rewards(config: RunConfig) -> None:
     from reward_servers.app import ServerSpec
     from reward_servers.deploy import down, status
 
-    running = {server.name for server in status()}
-    wanted = [ServerSpec.of(reward).app_name for reward in config.rewards]
-    down([name for name in wanted if name in running])
+    wanted = tuple(ServerSpec.of(reward).settings_name for reward in config.rewards)
+    down([server.name for server in status() if server.name.startswith(wanted)])  # also of earlier code
 
 
 def running_rewards(config: RunConfig) -> Collection[str]:

@@ -22,6 +22,7 @@ from ray.exceptions import RayError
 
 from astrolabe_ray.config.schema import RewardConfig
 from astrolabe_ray.errors import DataFailure, PayloadsLost
+from reward_servers.identity import made_of
 from reward_servers.scorers import Scorer, scorer_class
 
 FETCH_TIMEOUT_S = 60.0
@@ -33,7 +34,7 @@ STUCK_AFTER_S = 300.0
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """What makes two reward servers the same: only these fields go into the name."""
+    """What makes two reward servers the same: these fields go into the name, `code` behind the others."""
 
     key: str
     min_replicas: int
@@ -41,16 +42,24 @@ class ServerSpec:
     num_cpus: float
     num_gpus: float
     max_batch_size: int
+    code: str  # digest of the scorer's source and weights
 
     @classmethod
     def of(cls, reward: RewardConfig) -> ServerSpec:
-        return cls(**{name: getattr(reward, name) for name in cls.__dataclass_fields__})
+        settings = [name for name in cls.__dataclass_fields__ if name != "code"]
+        return cls(**{name: getattr(reward, name) for name in settings}, code=made_of(reward.key))
+
+    @property
+    def settings_name(self) -> str:
+        """What the names of these servers begin with, whatever code they run."""
+        settings = {name: value for name, value in asdict(self).items() if name != "code"}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return f"reward-{self.key}-{digest[:8]}-"
 
     @property
     def app_name(self) -> str:
-        """Example: `reward-tiny_clip-1a2b3c4d`."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-        return f"reward-{self.key}-{digest[:8]}"
+        """Example: `reward-tiny_clip-1a2b3c4d-5e6f7a8b`."""
+        return self.settings_name + self.code[:8]
 
 
 @dataclass(frozen=True)
