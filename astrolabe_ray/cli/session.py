@@ -17,6 +17,7 @@ from astrolabe_ray.errors import AstrolabeError
 from astrolabe_ray.metrics.console import RunConsole
 from astrolabe_ray.metrics.recorder import MetricsSink, RunRecorder
 from astrolabe_ray.metrics.wandb_sink import WandbSink
+from astrolabe_ray.report.continued import Earlier, take_over
 from astrolabe_ray.report.environment import environment
 from astrolabe_ray.report.page import build_report
 from astrolabe_ray.report.run_dir import RunDir, write_bytes, write_json
@@ -67,10 +68,19 @@ async def _record(config: RunConfig, wiring: Wiring, run_dir: RunDir, resume_fro
     try:
         with stop_on_signals() as stop, RunConsole() as console:
             write_json(run_dir.environment, environment())
+            earlier = take_over(resume_from, run_dir) if resume_from is not None else Earlier()
             roles = wiring.make_roles(config)
-            recorder = RunRecorder(run_dir, console, _sinks(config, run_dir))
+            recorder = RunRecorder(run_dir, console, _sinks(config, run_dir, earlier))
             try:
-                outcome = await run_training(config, roles, run_dir, recorder, stop, resume_from)
+                outcome = await run_training(
+                    config,
+                    roles,
+                    run_dir,
+                    recorder,
+                    stop,
+                    resume_from=resume_from,
+                    earlier=earlier.evaluations,
+                )
             finally:
                 recorder.close()
         write_json(run_dir.summary, summarise(outcome))
@@ -84,8 +94,11 @@ async def _record(config: RunConfig, wiring: Wiring, run_dir: RunDir, resume_fro
         typer.echo(f"Report: {build_report(run_dir)}")
 
 
-def _sinks(config: RunConfig, run_dir: RunDir) -> list[MetricsSink]:
+def _sinks(config: RunConfig, run_dir: RunDir, earlier: Earlier) -> list[MetricsSink]:
     sinks: list[MetricsSink] = [RayMetrics(run_dir.path.name)]
     if config.logging.wandb != "disabled":
-        sinks.append(WandbSink(config.logging, run_dir.path, config.model_dump(mode="json")))
+        settings = config.model_dump(mode="json")
+        wandb = WandbSink(config.logging, run_dir.path, settings, run_id=earlier.wandb_id)
+        write_bytes(run_dir.wandb_id, wandb.run_id.encode())
+        sinks.append(wandb)
     return sinks

@@ -156,7 +156,7 @@ class EvaluationConfig(Section):
     seed: int = Field(default=0, ge=0)
     """Root of the noise seeds; the same for every run, so that runs can be compared."""
     every_steps: int = Field(default=0, ge=0)
-    """Evaluate between first and last every so many steps; 0: only before and after."""
+    """Evaluate the sampling policy every so many steps; 0: only before, and the EMA weights after."""
     num_shown_videos: int = Field(default=8, ge=0)
     """Before/after pairs written to eval_videos/ and the report."""
 

@@ -516,3 +516,21 @@ def test_mid_run_evaluations_happen_when_asked() -> None:
     stage = Stage(config(num_steps=5, evaluation=evaluation))
     phases = [e.phase for e in asyncio.run(stage.run()).evaluations]
     assert phases == ["before", "step-2", "step-4", "after"]
+
+
+def test_a_resumed_run_is_compared_with_the_evaluations_of_its_first_part() -> None:
+    """It evaluates no policy of step 0 any more; and what is not comparable must not be compared."""
+    whole = Stage(config())
+    before = asyncio.run(whole.run()).evaluations[0]
+    assert whole.controller.evaluator.is_comparable(before)
+    for other in (
+        config(evaluation={"num_prompts": 2, "rollouts_per_prompt": 3, "seed": 1}),
+        config(evaluation={"num_prompts": 2, "rollouts_per_prompt": 2}),
+        config(rewards=[{"key": "fun", "weight": 1.0}, {"key": "calm"}]),
+        config(rewards=[{"key": "fun", "weight": 2.0}]),
+    ):
+        assert not Stage(other).controller.evaluator.is_comparable(before)
+    resumed = Stage(config(), resume_from=Path("checkpoint-2"))
+    resumed.learner.resume_state = {"next_number": 4, "finished": [], "num_dropped": 0}
+    resumed.controller.earlier = [before]
+    assert [e.phase for e in asyncio.run(resumed.run()).evaluations] == ["before", "after"]

@@ -166,6 +166,9 @@ async def test_two_nodes_make_the_videos_of_one_process_bit_by_bit(
             assert_bit_identical(got, await oracle.generate(asked))
             makers |= {rollout.actor for rollout in got}
         assert await pool.probe(3) == await oracle.probe(3)
+        await at_full_strength(pool)
+        proven = [ack.actor for ack in await pool.sync()]  # at once, since both hold it already
+        assert sorted(proven) == sorted(member.name for member in pool._fleet.members)
     assert makers == {member.name for member in pool._fleet.members}
     nodes = {node for _, node in (await where(pool)).values()}
     assert len(nodes) == 2
