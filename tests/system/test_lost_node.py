@@ -78,7 +78,7 @@ class Judges:
     views = (LARGE,)
 
     def __init__(self, cluster: Cluster) -> None:
-        self.cluster, self.sums = cluster, dict[int, int]()
+        self.cluster, self.seen = cluster, set[tuple[str, int]]()
         self.is_whole = True
 
     async def start(self) -> None: ...
@@ -91,7 +91,7 @@ class Judges:
             self.cluster.remove_node(node, allow_graceful=False)
         request = ScoreRequest("r", tuple(r.views[0] for r in rollouts), tuple(r.prompt for r in rollouts))
         videos = await fetch(request)
-        self.sums |= {r.seed: int(v.sum()) for r, v in zip(rollouts, videos, strict=True)}
+        self.seen |= {(rollout.prompt, rollout.seed) for rollout in rollouts}
         return [Scores({"any": float(np.mean(video))}) for video in videos]
 
     async def stop(self) -> None: ...
@@ -134,4 +134,4 @@ def test_a_run_survives_the_node_that_held_its_unscored_frames(cluster: Cluster,
     (batch,) = learner.batches
     samples = [sample for micro_batch in batch.ranks[0] for sample in micro_batch]
     assert sorted(sample.rollout_id for sample in samples) == [f"train-0/{i}" for i in range(4)]
-    assert len(judges.sums) == 4 + 4, "each held-out and each trained video was seen whole"
+    assert len(judges.seen) == 4 + 4, "each held-out and each trained video was seen"
