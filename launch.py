@@ -5,6 +5,7 @@ Heavy imports happen inside these functions, after everything that can be checke
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from astrolabe_ray.cli.app import make_app
 from astrolabe_ray.cli.wiring import ServerLine, Wiring, WorkerRoom
 from astrolabe_ray.config.schema import ModelConfig, RewardConfig, RunConfig
-from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.errors import AstrolabeError, ConfigError
 from astrolabe_ray.video_tasks import VideoModelSpec, VideoPlan, VideoPool
 
 if TYPE_CHECKING:
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Run one command. Exits with 2 and one line for each mistake in the config."""
+    """Run one command. Exits with 2 and one line for each mistake in the config, with 1 and a line for what
+    failed on the way. ASTROLABE_TRACEBACK=1 shows where it was raised. Faults of the program always do."""
     try:
         make_app(WIRING)()
-    except ConfigError as error:
+    except AstrolabeError as error:
+        if os.environ.get("ASTROLABE_TRACEBACK") == "1":
+            raise
         print("error: " + str(error).replace("\n", "\n       "), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 
 def scorer_keys() -> Collection[str]:
@@ -110,9 +114,8 @@ def stop_rewards(config: RunConfig) -> None:
     from reward_servers.app import ServerSpec
     from reward_servers.deploy import down, status
 
-    running = {server.name for server in status()}
-    wanted = [ServerSpec.of(reward).app_name for reward in config.rewards]
-    down([name for name in wanted if name in running])
+    wanted = tuple(ServerSpec.of(reward).settings_name for reward in config.rewards)
+    down([server.name for server in status() if server.name.startswith(wanted)])  # also of earlier code
 
 
 def running_rewards(config: RunConfig) -> Collection[str]:

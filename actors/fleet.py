@@ -62,6 +62,16 @@ class Fleet(Generic[M]):
                 self._idle.append(member)
                 self._wake()
 
+    @asynccontextmanager
+    async def borrow_idle(self) -> AsyncIterator[list[M]]:
+        """All members that are idle now, each once; none may be."""
+        members, self._idle = self._idle, []
+        try:
+            yield members
+        finally:
+            self._idle += [member for member in members if member in self.members]
+            self._wake()
+
     @property
     def num_idle(self) -> int:
         """Members that could be borrowed without waiting."""

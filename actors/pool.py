@@ -83,14 +83,23 @@ class RayRolloutPool:
         self._newest = policy
 
     async def sync(self) -> list[WeightAck]:
-        """Every idle actor; when all are busy, the next one that is free. Never an empty list."""
+        """Every idle actor, once; when there is none, or none of them can, the next one that is free."""
 
         async def work(member: _Member) -> WeightAck:
-            assert member.ack is not None  # `_with_member` has just brought it up to date
+            assert member.ack is not None  # it has just been brought up to date
             return member.ack
 
-        several = range(max(1, self._fleet.num_idle))
-        return list(await asyncio.gather(*(self._with_member(work) for _ in several)))
+        async def proof(member: _Member) -> WeightAck | None:
+            try:
+                await self._update(member)
+            except (InfraFailure, WeightMismatch) as failure:
+                self._fleet.discard(member, failure)
+                return None
+            return await work(member)
+
+        async with self._fleet.borrow_idle() as members:
+            proofs = await asyncio.gather(*map(proof, members))
+        return [ack for ack in proofs if ack is not None] or [await self._with_member(work)]
 
     async def probe(self, seed: int) -> list[float]:
         async def work(member: _Member) -> list[float]:

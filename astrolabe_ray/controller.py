@@ -7,8 +7,9 @@ the oracle for the distributed run. Nothing here ever holds pixels or latents, o
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,18 +19,31 @@ from astrolabe_ray.batching import make_train_batch, slices
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.config.train_window import train_window
 from astrolabe_ray.data.group_sampler import GroupSampler, group_seed, rollout_seed
-from astrolabe_ray.errors import DataFailure, RunStalled
+from astrolabe_ray.errors import DataFailure, InfraFailure, PayloadsLost
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.kl_selection import KlSelection
 from astrolabe_ray.roles import Learner, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.rollout_buffer import RolloutBuffer
 from astrolabe_ray.step_metrics import PhaseClock, step_metrics, total_reward
-from astrolabe_ray.types import Evaluation, Rollout, RolloutGroup, RolloutRequest, Span, Stage
+from astrolabe_ray.types import (
+    Evaluation,
+    Rollout,
+    RolloutGroup,
+    RolloutRequest,
+    Span,
+    Stage,
+    StepResult,
+    TrainBatch,
+)
+from astrolabe_ray.waiting import Watchdog, unless_stopped
 from astrolabe_ray.weight_channel import WeightChannel
 
 MAX_CONSECUTIVE_DROPS = 20
+MAX_REDOS = 5
+"""Times that one group is rolled out again because its payloads were lost; nodes do not die that often."""
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,6 +55,7 @@ class RunOutcome:
     train_wall_s: float
     policy_ages: dict[int, int]  # policy age -> rollouts trained on
     drops: dict[str, int]
+    num_redone: int  # groups rolled out again because their payloads were lost
     stopped_early: bool
     seconds: dict[str, float]  # wall time per phase
 
@@ -48,7 +63,8 @@ class RunOutcome:
 class Controller:
     """Runs rollouts, scoring and training against each other until `num_steps` steps are published.
 
-    `stop` asks for an orderly end: the step under way is finished and saved, an evaluation is given up.
+    `stop` asks for an orderly end: the step under way is finished and saved, an evaluation is given up,
+    and so is the setup. `earlier`: evaluations of the part of the run that `resume_from` ends.
     """
 
     def __init__(
@@ -64,11 +80,13 @@ class Controller:
         checkpoints: Path,
         stop: asyncio.Event,
         resume_from: Path | None = None,
+        earlier: Sequence[Evaluation] = (),
     ) -> None:
         self.config = config
         self.rollouts, self.rewards, self.learner = rollouts, rewards, learner
         self.evaluator, self.prompts, self.observer = evaluator, prompts, observer
         self.checkpoints, self.stop, self.resume_from = checkpoints, stop, resume_from
+        self.earlier = earlier
         self.channel = WeightChannel(learner, rollouts)
         self.kl_selection = KlSelection(config)
         self.buffer = RolloutBuffer(config.rollout.num_groups, config.rollout.max_policy_age)
@@ -77,14 +95,30 @@ class Controller:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failure: BaseException | None = None
         self._consecutive_drops = 0
-        self._last_progress = time.monotonic()
+        self._watchdog = Watchdog(config.cluster.stall_timeout_s)
         self._start = time.monotonic()
 
     async def run(self) -> RunOutcome:
         """The whole run. Raises what stopped it; roles are left to the caller to stop."""
         clock = PhaseClock()
+        evaluations = list(self.earlier)
         with clock.phase("setup"):
-            await self._set_up()
+            is_set_up = await unless_stopped(self._set_up(), self.stop)
+        if is_set_up:
+            evaluations += await self._carry_out(clock)
+        return RunOutcome(
+            evaluations=evaluations,
+            num_rollouts=sum(self.buffer.ages_trained.values()),
+            train_wall_s=clock.seconds.get("train", 0.0),
+            policy_ages=dict(self.buffer.ages_trained),
+            drops=dict(self.buffer.drops),
+            num_redone=self.buffer.redone.total(),
+            stopped_early=not any(evaluation.phase == "after" for evaluation in evaluations),
+            seconds=clock.seconds,
+        )
+
+    async def _carry_out(self, clock: PhaseClock) -> list[Evaluation]:
+        """Everything after the setup."""
         evaluations: list[Evaluation] = []
         if self.buffer.version.step == 0:
             with clock.phase("evaluate before"):
@@ -95,36 +129,37 @@ class Controller:
             with clock.phase("evaluate after"):
                 await self.channel.publish(adapter="ema")
                 evaluations += await self._evaluate("after")
-        return RunOutcome(
-            evaluations=evaluations,
-            num_rollouts=sum(self.buffer.ages_trained.values()),
-            train_wall_s=clock.seconds["train"],
-            policy_ages=dict(self.buffer.ages_trained),
-            drops=dict(self.buffer.drops),
-            stopped_early=not any(evaluation.phase == "after" for evaluation in evaluations),
-            seconds=clock.seconds,
-        )
+        return evaluations
 
-    async def _set_up(self) -> None:
-        self.observer.phase("setup", 4)
-        starts = (self.learner.start(), self.rollouts.start(), self.rewards.start())
-        for role in asyncio.as_completed(starts):
-            await role
-            self.observer.advance()
+    async def _set_up(self) -> bool:
+        """Start the roles and bring them to one policy. True, to tell it from the None of a stop."""
+        self.observer.phase("setup", 5)
+        roles = (self.learner, self.rollouts, self.rewards, self.evaluator)
+        starts = [asyncio.ensure_future(role.start()) for role in roles]
+        try:
+            for role in asyncio.as_completed(starts):
+                await role
+                self.observer.advance()
+        finally:  # after a failure, or when the run was asked to stop
+            for start in starts:
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
         if self.resume_from is not None:
             state = await self.learner.load(self.resume_from)
-            self.buffer.next_number, self.buffer.num_dropped = state["next_number"], state["num_dropped"]
+            self.buffer.resume(state)
             self.kl_selection.restore(state)
         policy = await self.channel.publish()
         await self.channel.prove()
         self.buffer.version = policy.manifest.version
         self.observer.advance()
+        return True
 
     async def _train_all(self) -> list[Evaluation]:
         """Run the three loops and the watchdog; the first failure of any of them ends the run."""
-        self._last_progress = time.monotonic()
+        self._watchdog.moved()
         train = self._spawn(self._train_loop())
-        for loop in (self._rollout_loop(), self._score_loop(), self._watch(), self._wake_on_stop()):
+        watch = self._watchdog.watch(self._where)
+        for loop in (self._rollout_loop(), self._score_loop(), watch, self._wake_on_stop()):
             self._spawn(loop)
         try:
             while not train.done():
@@ -166,6 +201,7 @@ class Controller:
     async def _generate(self, number: int, request: RolloutRequest) -> list[Rollout]:
         """Rollouts of one request. Its span is the actor's work, without the wait for a free actor."""
         made = await self.rollouts.generate(request)
+        self._progress()
         work_s = sum(rollout.generate_s + rollout.decode_s for rollout in made)
         first = made[0]
         detail = {"group": number, "version": first.policy_version.step}
@@ -186,6 +222,9 @@ class Controller:
         except DataFailure as failure:
             self._drop(number, failure)
             return
+        except PayloadsLost as failure:
+            self._redo([number], failure)
+            return
         self._span("score", "reward servers", began, group=number)
         latents_only = tuple(replace(rollout, views=()) for rollout in rollouts)
         self.buffer.ready(RolloutGroup(rollouts[0].group_id, number, prompt, latents_only, tuple(scores)))
@@ -203,8 +242,8 @@ class Controller:
             groups = await self._next_groups()
             if groups is None:
                 break
-            await self._train_step(groups, began=began)
-            evaluations += await self._between_steps(self.buffer.version.step)
+            if await self._train_step(groups, began=began):
+                evaluations += await self._between_steps(self.buffer.version.step)
         await self._save()
         return evaluations
 
@@ -231,7 +270,8 @@ class Controller:
             await self._moved.wait()
         return None
 
-    async def _train_step(self, groups: list[RolloutGroup], *, began: float) -> None:
+    async def _train_step(self, groups: list[RolloutGroup], *, began: float) -> bool:
+        """One step on `groups`, published; False if some of them have to be rolled out again first."""
         weights = {reward.key: reward.weight for reward in self.config.rewards}
         totals = [[total_reward(scores, weights) for scores in group.scores] for group in groups]
         advantages, advantage_stats = group_advantages(totals, std=self.config.algorithm.advantage_std)
@@ -246,7 +286,9 @@ class Controller:
             micro_batch_size=self.config.learner.micro_batch_size,
         )
         train_start = self._now()
-        result = await self.learner.train(batch)
+        result = await self._trained(batch, groups)
+        if result is None:
+            return False
         self._span("train", "learner", train_start, step=result.version.step)
         publish_start = self._now()
         await self.channel.publish()
@@ -261,6 +303,7 @@ class Controller:
             | kl_stats
             | {
                 "groups/dropped": float(self.buffer.num_dropped),
+                "groups/redone": float(self.buffer.redone.total()),
                 "seconds/wait": train_start - began,
                 "seconds/publish": self._now() - publish_start,
                 "rollouts_per_s": batch.num_samples / (self._now() - began),
@@ -269,11 +312,29 @@ class Controller:
         self.observer.step(metrics)
         self.observer.advance()
         self._progress()
+        return True
+
+    async def _trained(self, batch: TrainBatch, groups: list[RolloutGroup]) -> StepResult | None:
+        """The learner's answer; None when latents are lost, with their groups on the way again."""
+        try:
+            result = await self.learner.train(batch)
+        except PayloadsLost as failure:
+            whose = {rollout_id.rpartition("/")[0] for rollout_id in failure.rollout_ids}
+            numbers = [group.number for group in groups if group.group_id in whose]
+            if not numbers:
+                raise
+            self.buffer.give_back()
+            self._redo(numbers, failure)
+            return None
+        self._progress()
+        return result
 
     async def _evaluate(self, phase: str) -> list[Evaluation]:
         """One evaluation; none if the run was asked to stop before it was done."""
         start = self._now()
-        evaluation = await self._unless_stopped(self.evaluator.evaluate(phase, self.buffer.version))
+        evaluation = await unless_stopped(
+            self.evaluator.evaluate(phase, self.buffer.version, on_progress=self._progress), self.stop
+        )
         if evaluation is None:
             return []
         self._span("eval", "rollout actors", start, phase=phase)
@@ -281,45 +342,37 @@ class Controller:
         self._progress()
         return [evaluation]
 
-    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """What `work` returns; None, with `work` cancelled, when `stop` is set first."""
-        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self.stop.wait())
-        try:
-            await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
-            return task.result() if task.done() else None
-        finally:
-            task.cancel()
-            stop.cancel()
-            await asyncio.gather(task, stop, return_exceptions=True)
-
     async def _save(self) -> None:
         start = self._now()
         step = self.buffer.version.step
-        state = {"next_number": self.buffer.resume_number, "num_dropped": self.buffer.num_dropped}
-        await self.learner.save(self.checkpoints / f"checkpoint-{step}", state | self.kl_selection.state())
+        state = self.buffer.state() | self.kl_selection.state()
+        await self.learner.save(self.checkpoints / f"checkpoint-{step}", state)
         self._span("save", "learner", start, step=step)
         self._progress()
 
-    async def _watch(self) -> None:
-        """Stop a run in which nothing moved while work remained, naming the stage and the oldest item."""
-        limit = self.config.cluster.stall_timeout_s
-        while True:
-            await asyncio.sleep(min(limit / 4, 5.0))
-            idle = time.monotonic() - self._last_progress
-            if idle > limit:
-                b = self.buffer
-                raise RunStalled(
-                    f"nothing moved for {idle:.0f} s at step {b.version.step}: {b.num_in_flight} groups "
-                    f"in flight (oldest is number {b.oldest_in_flight}), {b.num_ready} of {b.num_groups} "
-                    "ready. Look at the Ray dashboard for dead or pending actors; raise "
-                    "cluster.stall_timeout_s if one video takes this long."
-                )
+    def _where(self) -> str:
+        """The stage and the oldest item, for who looks into a run that stands still."""
+        b = self.buffer
+        return (
+            f"at step {b.version.step}: {b.num_in_flight} groups in flight (oldest is number "
+            f"{b.oldest_in_flight}), {b.num_ready} of {b.num_groups} ready"
+        )
 
     def _drop(self, number: int, failure: DataFailure) -> None:
         self._consecutive_drops += 1
         if self._consecutive_drops >= MAX_CONSECUTIVE_DROPS:
             raise failure
         self.buffer.drop(number, type(failure).__name__)
+        self._progress()
+
+    def _redo(self, numbers: Collection[int], failure: PayloadsLost) -> None:
+        """Roll groups out again with their numbers, and so their seeds. Raises what lost them too often."""
+        for number in numbers:
+            if self.buffer.redone[number] == MAX_REDOS:
+                raise InfraFailure(f"group {number} was lost {MAX_REDOS + 1} times: {failure}") from failure
+            log.warning("group %d is rolled out again: %s", number, failure)
+            self.buffer.lost(number)
+            self._spawn(self._roll_out_group(number))
         self._progress()
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -339,7 +392,7 @@ class Controller:
         self._wake()
 
     def _progress(self) -> None:
-        self._last_progress = time.monotonic()
+        self._watchdog.moved()
         self._wake()
 
     def _wake(self) -> None:

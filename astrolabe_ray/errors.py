@@ -5,6 +5,8 @@ All of them survive pickling, because they cross process boundaries inside Ray.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class AstrolabeError(Exception):
     """Base of every error this project raises on purpose."""
@@ -16,6 +18,20 @@ class ConfigError(AstrolabeError):
 
 class InfraFailure(AstrolabeError):
     """A process, node or connection failed; the same work may succeed elsewhere."""
+
+
+class PayloadsLost(InfraFailure):
+    """Finished frames or latents are gone with their node; they can be made again, but not read again.
+
+    `rollout_ids` says whose they were, if whoever noticed knows it. Example: `("train-3/0",)`.
+    """
+
+    def __init__(self, message: str, rollout_ids: Sequence[str] = ()) -> None:
+        super().__init__(message, tuple(rollout_ids))  # what a pickle builds it from
+        self.rollout_ids = tuple(rollout_ids)
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 class DataFailure(AstrolabeError):

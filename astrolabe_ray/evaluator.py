@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from astrolabe_ray.batching import slices
+from astrolabe_ray.config.plan import eval_prompts_in_flight
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.config.train_window import evaluation_frames
 from astrolabe_ray.data.group_sampler import rollout_seed
+from astrolabe_ray.errors import PayloadsLost
 from astrolabe_ray.roles import Gallery, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.step_metrics import total_reward
 from astrolabe_ray.types import (
@@ -23,10 +27,18 @@ from astrolabe_ray.types import (
 )
 
 FULL_VIDEO = FrameSpec()
+MAX_REDOS = 5
+"""Times that one prompt is rolled out again because its frames were lost."""
+
+log = logging.getLogger(__name__)
 
 
 class Evaluator:
-    """Evaluates whatever policy the rollout pool holds on the same prompts and seeds every time."""
+    """Evaluates whatever policy the rollout pool holds on the same prompts and seeds every time.
+
+    Bounded by `eval_prompts_in_flight`: enough for all actors, and not all held-out videos in the object
+    store at once.
+    """
 
     def __init__(
         self,
@@ -41,14 +53,68 @@ class Evaluator:
         self.config, self.prompts = config, list(heldout_prompts)
         self.rollouts, self.rewards, self.gallery, self.observer = rollouts, rewards, gallery, observer
 
-    async def evaluate(self, phase: str, version: PolicyVersion) -> Evaluation:
-        """All prompts, a group each. The first video of the first prompts is kept to be shown."""
+    async def start(self) -> None:
+        """Start what looks at videos; rollouts and rewards are started by whoever else uses them."""
+        await self.gallery.start()
+
+    async def evaluate(
+        self, phase: str, version: PolicyVersion, *, on_progress: Callable[[], None] = lambda: None
+    ) -> Evaluation:
+        """All prompts, a group each. The first video of the first prompts is kept to be shown.
+
+        `on_progress` is called for each finished request and each finished prompt.
+        """
         self.observer.phase(f"evaluate {phase}", len(self.prompts))
-        results = await asyncio.gather(*(self._prompt(i, phase) for i in range(len(self.prompts))))
+        room = asyncio.Semaphore(eval_prompts_in_flight(self.config))
+
+        async def prompt(number: int) -> tuple[list[EvalRecord], float]:
+            async with room:
+                return await self._prompt(number, phase, on_progress)
+
+        tasks = [asyncio.ensure_future(prompt(number)) for number in range(len(self.prompts))]
+        try:
+            results = await asyncio.gather(*tasks)
+        finally:  # after a failure the others would go on
+            for task in tasks:
+                task.cancel()
         records = tuple(record for group, _ in results for record in group)
         return Evaluation(phase, version, records, fmean(diversity for _, diversity in results))
 
-    async def _prompt(self, number: int, phase: str) -> tuple[list[EvalRecord], float]:
+    def is_comparable(self, evaluation: Evaluation) -> bool:
+        """Whether an evaluation of an earlier part of the run is of the same prompts, seeds and reward."""
+        weights = {reward.key: reward.weight for reward in self.config.rewards}
+        expected = [
+            (prompt, rollout_seed(self.config.evaluation.seed, 0, number, i))
+            for number, prompt in enumerate(self.prompts)
+            for i in range(self.config.evaluation.rollouts_per_prompt)
+        ]
+        records = evaluation.records
+        return [(record.prompt, record.seed) for record in records] == expected and all(
+            record.scores.keys() == weights.keys()
+            and math.isclose(record.total, sum(weights[key] * record.scores[key] for key in weights))
+            for record in records
+        )
+
+    async def _prompt(
+        self, number: int, phase: str, on_progress: Callable[[], None]
+    ) -> tuple[list[EvalRecord], float]:
+        """Records of one prompt and the diversity of its videos; made again when frames are lost."""
+        for redo in range(MAX_REDOS + 1):
+            try:
+                result = await self._try_prompt(number, phase, on_progress)
+            except PayloadsLost as failure:
+                if redo == MAX_REDOS:
+                    raise
+                log.warning("held-out prompt %d is rolled out again: %s", number, failure)
+                continue
+            self.observer.advance()
+            on_progress()
+            return result
+        raise AssertionError("the last try returns or raises")
+
+    async def _try_prompt(
+        self, number: int, phase: str, on_progress: Callable[[], None]
+    ) -> tuple[list[EvalRecord], float]:
         settings = self.config.evaluation
         views = self.rewards.views
         if FULL_VIDEO not in views:
@@ -64,12 +130,17 @@ class Evaluator:
             )
             for part in slices(settings.rollouts_per_prompt, self.config.rollout.batch_size)
         ]
-        made = await asyncio.gather(*(self.rollouts.generate(request) for request in requests))
+
+        async def generate(request: RolloutRequest) -> list[Rollout]:
+            made = await self.rollouts.generate(request)
+            on_progress()
+            return made
+
+        made = await asyncio.gather(*map(generate, requests))
         rollouts = [rollout for part in made for rollout in part]
         videos = [rollout.views[views.index(FULL_VIDEO)] for rollout in rollouts]
         scores, diversity = await asyncio.gather(self.rewards.score(rollouts), self.gallery.diversity(videos))
         shown = await self._shown_video(rollouts[0], videos[0], phase) if self._is_shown(number) else None
-        self.observer.advance()
         weights = {reward.key: reward.weight for reward in self.config.rewards}
         records = [
             EvalRecord(

@@ -71,7 +71,8 @@ class RewardPool(Protocol):
     async def score(self, rollouts: Sequence[Rollout]) -> list[Scores]:
         """Score each rollout with every scorer; one finite float per key.
 
-        Raises InfraFailure when no server answers, DataFailure when a score is not a finite number.
+        Raises InfraFailure when no server answers, PayloadsLost when the videos can't be read any more,
+        DataFailure when a score is not a finite number.
         """
         ...
 
@@ -84,7 +85,11 @@ class Learner(Protocol):
     async def start(self) -> None: ...
 
     async def train(self, batch: TrainBatch) -> StepResult:
-        """One optimizer step on `batch`; afterwards the old policy has been mixed, too."""
+        """One optimizer step on `batch`; afterwards the old policy has been mixed, too.
+
+        Raises PayloadsLost, naming the rollouts, when latents can't be read any more. Nothing has changed
+        then, and the step can be tried again with others.
+        """
         ...
 
     async def publish(self, adapter: Literal["old", "ema"] = "old") -> PublishedPolicy:
@@ -114,6 +119,8 @@ class BlobStore(Protocol):
 
 class Gallery(Protocol):
     """Looks at videos on behalf of the controller, which never holds pixels."""
+
+    async def start(self) -> None: ...
 
     async def encode(self, video: Blob, *, fps: int, comment: str) -> bytes:
         """`video` uint8 [F, 3, H, W] as an mp4 file."""

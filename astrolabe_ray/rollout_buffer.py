@@ -1,14 +1,17 @@
 """Which groups may start, which are ready, and what became of each one. Integers only, no waiting.
 
 Every dispatched group ends in exactly one of two states, trained or dropped. The slots
-(`(max_policy_age + 1) * num_groups`) bound what is in flight or ready; a slot is freed when its group
-was trained *and* the new version published, or when it was dropped (then it is refilled).
+(`(max_policy_age + 1) * num_groups`) bound what is in flight, ready or being trained on; a slot is freed
+when its group was trained *and* the new version published, or when it was dropped (then it is refilled).
+A group whose payloads were lost goes back to in flight and keeps its number, and with it its seeds.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from astrolabe_ray.types import PolicyVersion, RolloutGroup
 
@@ -24,11 +27,14 @@ class RolloutBuffer:
     max_policy_age: int
     version: PolicyVersion = PolicyVersion()  # newest published
     next_number: int = 0  # dispatch number of the next group
-    num_dropped: int = 0  # refunded to the admission rule
+    num_dropped: int = 0
     drops: Counter[str] = field(default_factory=Counter)  # by cause
+    redone: Counter[int] = field(default_factory=Counter)  # number -> times that its payloads were lost
     ages_trained: Counter[int] = field(default_factory=Counter)  # policy age -> rollouts
     _in_flight: set[int] = field(default_factory=set)
     _ready: dict[int, RolloutGroup] = field(default_factory=dict)
+    _in_training: dict[int, RolloutGroup] = field(default_factory=dict)
+    _finished: set[int] = field(default_factory=set)  # trained or dropped
 
     @property
     def num_in_flight(self) -> int:
@@ -42,23 +48,39 @@ class RolloutBuffer:
     def oldest_in_flight(self) -> int | None:
         return min(self._in_flight, default=None)
 
-    @property
-    def resume_number(self) -> int:
-        """Where a resumed run continues: before everything that was dispatched and not trained."""
-        return min(self._in_flight | self._ready.keys(), default=self.next_number)
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know: it starts before everything that was dispatched and not finished,
+        and leaves out what was finished after that."""
+        open_ones = self._in_flight | self._ready.keys() | self._in_training.keys()
+        first_open = min(open_ones, default=self.next_number)
+        self._finished = {number for number in self._finished if number > first_open}
+        return {
+            "next_number": first_open,
+            "finished": sorted(self._finished),
+            "num_dropped": self.num_dropped,
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was saved. Checkpoints of the first version knew no finished numbers."""
+        self.next_number, self.num_dropped = state["next_number"], state["num_dropped"]
+        self._finished = set(state.get("finished", ()))
+        self._skip_finished()
 
     def may_dispatch(self, last_step: int) -> bool:
-        """Group n may start iff `n // num_groups <= trained steps + max_policy_age` (drops refunded).
+        """The next group is for the step that all groups before it leave it for, and that step may be at
+        most max_policy_age ahead of the steps trained (drops refunded).
 
         Nothing is started for steps at or past `last_step`.
         """
-        step_of_next = (self.next_number - self.num_dropped) // self.num_groups
+        unfinished = len(self._in_flight) + len(self._ready) + len(self._in_training)
+        step_of_next = self.version.step + unfinished // self.num_groups
         return step_of_next <= self.version.step + self.max_policy_age and step_of_next < last_step
 
     def dispatch(self) -> int:
         """Take the next dispatch number."""
         number = self.next_number
         self.next_number += 1
+        self._skip_finished()
         self._in_flight.add(number)
         return number
 
@@ -73,8 +95,20 @@ class RolloutBuffer:
             self._in_flight.remove(number)
         else:
             del self._ready[number]
+        self._finished.add(number)
         self.num_dropped += 1
         self.drops[cause] += 1
+
+    def give_back(self) -> None:
+        """The batch that was cut could not be trained on: its groups are ready again."""
+        self._ready |= self._in_training
+        self._in_training = {}
+
+    def lost(self, number: int) -> None:
+        """The payloads of a dispatched or ready group are gone: it is in flight once more."""
+        self._ready.pop(number, None)
+        self._in_flight.add(number)
+        self.redone[number] += 1
 
     def age(self, version: PolicyVersion) -> int:
         """Steps between a rollout's policy and the newest published one."""
@@ -100,11 +134,18 @@ class RolloutBuffer:
         self.sweep()
         if len(self._ready) < self.num_groups:
             return None
-        return [self._ready.pop(number) for number in sorted(self._ready)[: self.num_groups]]
+        self._in_training = {n: self._ready.pop(n) for n in sorted(self._ready)[: self.num_groups]}
+        return list(self._in_training.values())
 
     def trained(self, groups: list[RolloutGroup], version: PolicyVersion) -> None:
         """`groups` were trained on and `version`, their result, is published: free their slots."""
         for group in groups:
             for rollout in group.rollouts:
                 self.ages_trained[self.age(rollout.policy_version)] += 1
+        self._finished |= self._in_training.keys()
+        self._in_training = {}
         self.version = version
+
+    def _skip_finished(self) -> None:
+        while self.next_number in self._finished:
+            self.next_number += 1

@@ -6,6 +6,7 @@ Knows files and the controller, and no Ray: the same function runs the oracle wi
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from astrolabe_ray.data.prompts import load_heldout, load_prompts
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.report.run_dir import RunDir
 from astrolabe_ray.roles import Gallery, Learner, RewardPool, RolloutPool, RunObserver
+from astrolabe_ray.types import Evaluation
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,12 @@ async def run_training(
     observer: RunObserver,
     stop: asyncio.Event,
     resume_from: Path | None = None,
+    earlier: Sequence[Evaluation] = (),
 ) -> RunOutcome:
-    """Train and evaluate; `observer` records it all. The roles are stopped in any case."""
+    """Train and evaluate; `observer` records it all. The roles are stopped in any case.
+
+    `earlier`: evaluations before `resume_from`. Those of other prompts, seeds or rewards are left out.
+    """
     evaluator = Evaluator(
         config,
         load_heldout(config.data.heldout_prompts, config.evaluation.num_prompts),
@@ -59,6 +65,7 @@ async def run_training(
         checkpoints=run_dir.checkpoints,
         stop=stop,
         resume_from=resume_from,
+        earlier=[evaluation for evaluation in earlier if evaluator.is_comparable(evaluation)],
     )
     try:
         return await controller.run()

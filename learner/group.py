@@ -12,7 +12,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from astrolabe_ray.errors import AstrolabeError, InfraFailure
+from astrolabe_ray.errors import AstrolabeError, InfraFailure, PayloadsLost
 from astrolabe_ray.roles import BlobStore
 from astrolabe_ray.runtime.failures import as_failure
 from astrolabe_ray.runtime.placement import bundle, release, reserve
@@ -27,7 +27,8 @@ class LearnerGroup:
     """Fulfils `roles.Learner` with `learner.num_ranks` Ray actors in one placement group.
 
     Only references and numbers pass through this process. When a rank dies the others are killed, for
-    they would wait in a collective, and InfraFailure is raised; `start` and `load` begin a new life.
+    they would wait in a collective, and InfraFailure is raised; `start` and `load` begin a new life. When
+    all of them say that latents are lost, none is at fault, and all stay.
     """
 
     def __init__(self, spec: LearnerSpec, blobs: BlobStore, *, placement_timeout_s: float) -> None:
@@ -53,7 +54,7 @@ class LearnerGroup:
         await self._gather([rank.setup.remote(host, port) for rank in self._ranks])
 
     async def train(self, batch: TrainBatch) -> StepResult:
-        """Raises ValueError for a batch that was split for another number of ranks."""
+        """Raises ValueError for a batch that was split for another number of ranks, PayloadsLost."""
         numbers = {"step": batch.step, "seed": batch.seed, "num_samples": batch.num_samples}
         shares = zip(self._ranks, batch.ranks, strict=True)
         results = await self._gather([rank.train.remote(share, **numbers) for rank, share in shares])
@@ -94,12 +95,19 @@ class LearnerGroup:
         """Results of all `refs`. On the first failure or timeout ends all ranks and raises the cause."""
         timeout = self._spec.learner.step_timeout_s
         tasks = [asyncio.ensure_future(_result(ref)) for ref in refs]
-        done, pending = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
-        if not pending and all(task.exception() is None for task in done):
-            return [task.result() for task in tasks]
-        if any(task.exception() is not None for task in done) and pending:
-            await asyncio.wait(pending, timeout=GRACE_S)
+        try:
+            done, pending = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
+            if not pending and all(task.exception() is None for task in done):
+                return [task.result() for task in tasks]
+            if any(task.exception() is not None for task in done) and pending:
+                await asyncio.wait(pending, timeout=GRACE_S)
+        except asyncio.CancelledError:
+            for task in tasks:
+                task.cancel()
+            raise
         failures = [error for task in tasks if task.done() and (error := task.exception()) is not None]
+        if len(failures) == len(tasks) and (lost := _payloads_lost(failures)) is not None:
+            raise lost
         self._kill()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise _cause(failures, timeout)
@@ -115,6 +123,16 @@ class LearnerGroup:
 
 async def _result(ref: Any) -> Any:
     return await ref
+
+
+def _payloads_lost(failures: Sequence[BaseException]) -> PayloadsLost | None:
+    """What all ranks miss, if that is all that happened to each of them."""
+    causes = [as_failure(failure, "training") for failure in failures]
+    lost = [cause for cause in causes if isinstance(cause, PayloadsLost)]
+    if len(lost) < len(causes):
+        return None
+    says_why = max(lost, key=lambda cause: len(cause.rollout_ids))
+    return PayloadsLost(str(says_why), tuple(name for cause in lost for name in cause.rollout_ids))
 
 
 def _cause(failures: Sequence[BaseException], timeout_s: float) -> BaseException:

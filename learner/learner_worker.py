@@ -34,6 +34,7 @@ from learner import checkpoint, process_group
 from learner.adapter_ring import AdapterRing
 from learner.engine import Engine
 from learner.nft_step import SampleLosses, Samples, draw, nft_step, predictor, sample_seed
+from learner.payloads import Payloads, latents, read_all
 from learner.policies import with_policies
 from learner.reference import Reference, moves
 from learner.state_files import LearnerState, read_state, write_state
@@ -91,6 +92,7 @@ class LearnerWorker:
         self._published: dict[str, tuple[str, int]] = {}  # adapter -> checksum, moves when it was published
         self._last_flat: Tensor | None = None  # published last
         self._in_old_slot: Tensor | None = None
+        self._payloads: Payloads = {}  # of the step under way
 
     def __repr__(self) -> str:
         return f"learner-{self.rank}"
@@ -133,11 +135,14 @@ class LearnerWorker:
 
         A non-finite gradient skips the update (counted as `skipped_steps`); the version moves on, since
         the batch is spent. Raises AstrolabeError after three such steps in a row, WeightMismatch for
-        a sample of a version that is no longer held, ValueError for a batch of another step.
+        a sample of a version that is no longer held, ValueError for a batch of another step. Raises
+        PayloadsLost, on all ranks, before anything changed.
         """
         start = time.perf_counter()
         self._check(micro_batches, step)
+        self._payloads = read_all(self._blobs, [sample for samples in micro_batches for sample in samples])
         sums = self._accumulate(micro_batches, seed, num_samples)
+        self._payloads = {}
         grad_norm = self._engine.step()
         sums = process_group.sum_over_ranks(sums)
         names = ("loss", "policy_loss", "kl_loss", "old_deviation")
@@ -274,7 +279,7 @@ class LearnerWorker:
 
     def _on_device(self, samples: Sequence[TrainSample]) -> Samples:
         return Samples(
-            torch.stack([latents(self._blobs.get(sample.latents)) for sample in samples]).to(self.device),
+            torch.stack([latents(self._payloads[sample.rollout_id]) for sample in samples]).to(self.device),
             torch.stack([self._encode(sample.prompt) for sample in samples]),
             torch.tensor([sample.advantage for sample in samples], device=self.device),
             torch.tensor([sample.kl_weight for sample in samples], device=self.device),
@@ -340,12 +345,3 @@ def _agree(actual: list[float], expected: list[float]) -> bool:
     return len(actual) == len(expected) and math.dist(actual, expected) <= PROBE_TOLERANCE * math.hypot(
         *expected
     )
-
-
-def latents(array: object) -> Tensor:
-    """float32 tensor of a latents payload: float32, or bfloat16 bits as uint16. Raises TypeError."""
-    if isinstance(array, np.ndarray) and array.dtype == np.uint16:
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).float()
-    if isinstance(array, np.ndarray) and array.dtype == np.float32:
-        return torch.from_numpy(array.copy())
-    raise TypeError(f"latents must be a float32 or uint16 array, got {getattr(array, 'dtype', type(array))}")

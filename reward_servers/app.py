@@ -21,7 +21,8 @@ from ray import ObjectRef, serve
 from ray.exceptions import RayError
 
 from astrolabe_ray.config.schema import RewardConfig
-from astrolabe_ray.errors import DataFailure, InfraFailure
+from astrolabe_ray.errors import DataFailure, PayloadsLost
+from reward_servers.identity import made_of
 from reward_servers.scorers import Scorer, scorer_class
 
 FETCH_TIMEOUT_S = 60.0
@@ -33,7 +34,7 @@ STUCK_AFTER_S = 300.0
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """What makes two reward servers the same: only these fields go into the name."""
+    """What makes two reward servers the same: these fields go into the name, `code` behind the others."""
 
     key: str
     min_replicas: int
@@ -41,16 +42,24 @@ class ServerSpec:
     num_cpus: float
     num_gpus: float
     max_batch_size: int
+    code: str  # digest of the scorer's source and weights
 
     @classmethod
     def of(cls, reward: RewardConfig) -> ServerSpec:
-        return cls(**{name: getattr(reward, name) for name in cls.__dataclass_fields__})
+        settings = [name for name in cls.__dataclass_fields__ if name != "code"]
+        return cls(**{name: getattr(reward, name) for name in settings}, code=made_of(reward.key))
+
+    @property
+    def settings_name(self) -> str:
+        """What the names of these servers begin with, whatever code they run."""
+        settings = {name: value for name, value in asdict(self).items() if name != "code"}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return f"reward-{self.key}-{digest[:8]}-"
 
     @property
     def app_name(self) -> str:
-        """Example: `reward-tiny_clip-1a2b3c4d`."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-        return f"reward-{self.key}-{digest[:8]}"
+        """Example: `reward-tiny_clip-1a2b3c4d-5e6f7a8b`."""
+        return self.settings_name + self.code[:8]
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class RewardServer:
         self._score_batch.set_max_batch_size(spec.max_batch_size)  # type: ignore[attr-defined]
 
     async def score(self, request: ScoreRequest) -> list[float]:
-        """A finite score per video. Raises DataFailure, InfraFailure."""
+        """A finite score per video. Raises DataFailure, PayloadsLost."""
         result = await self._score_batch(request)  # type: ignore[call-arg, arg-type]
         if isinstance(result, BaseException):
             raise result
@@ -101,12 +110,12 @@ class RewardServer:
 
 
 async def fetch(request: ScoreRequest) -> np.ndarray:
-    """The request's videos as uint8 [B, F, 3, H, W]. Raises InfraFailure when they are lost."""
+    """The request's videos as uint8 [B, F, 3, H, W]. Raises PayloadsLost when they can't be read."""
     waiting = [asyncio.wrap_future(ref.future()) for ref in request.videos]
     try:
         videos = await asyncio.wait_for(asyncio.gather(*waiting), FETCH_TIMEOUT_S)
     except (RayError, asyncio.TimeoutError) as error:
-        raise InfraFailure(f"the videos of request {request.request_id} are lost: {error!r}") from error
+        raise PayloadsLost(f"the videos of request {request.request_id} are lost: {error!r}") from error
     check_videos(videos, request)
     return np.stack(videos)
 

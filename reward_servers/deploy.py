@@ -22,6 +22,7 @@ from ray.serve.schema import ApplicationStatus
 
 from astrolabe_ray.errors import InfraFailure
 from reward_servers.app import ServerSpec, application
+from reward_servers.deploy_lock import DeployLock
 
 BROKEN = (ApplicationStatus.UNHEALTHY, ApplicationStatus.DEPLOY_FAILED)
 PREFIX = "reward-"
@@ -40,24 +41,6 @@ class ServerStatus:
     name: str
     status: str  # RUNNING, DEPLOYING, UNHEALTHY, ...
     num_replicas: int
-
-
-class DeployLock:
-    """Held by one process at a time; a detached Ray actor shared by the cluster."""
-
-    def __init__(self) -> None:
-        self._holder, self._until = "", 0.0
-
-    def acquire(self, holder: str, lease_s: float) -> bool:
-        """Whether `holder` has the lock now."""
-        if self._holder not in ("", holder) and time.monotonic() < self._until:
-            return False
-        self._holder, self._until = holder, time.monotonic() + lease_s
-        return True
-
-    def release(self, holder: str) -> None:
-        if self._holder == holder:
-            self._holder = ""
 
 
 def connect(specs: Sequence[ServerSpec]) -> list[DeploymentHandle]:

@@ -12,7 +12,7 @@ from ray import exceptions as rx
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from astrolabe_ray.config.schema import RewardConfig
-from astrolabe_ray.errors import AstrolabeError, InfraFailure
+from astrolabe_ray.errors import AstrolabeError, InfraFailure, PayloadsLost
 from astrolabe_ray.types import FrameSpec, Rollout, Scores
 from reward_servers.app import ScoreRequest, ServerSpec
 from reward_servers.deploy import connect as connect_servers
@@ -76,7 +76,10 @@ class ServeRewardPool:
             await asyncio.to_thread(down, [ServerSpec.of(reward).app_name for reward in self._rewards])
 
     async def _one_reward(self, number: int, rollouts: Sequence[Rollout]) -> list[float]:
-        """Scores of one reward. Scoring changes nothing, so a lost request is simply sent again."""
+        """Scores of one reward. Scoring changes nothing, so a lost request is simply sent again.
+
+        One whose videos are lost is not: every server would look for them in vain.
+        """
         reward, view = self._rewards[number], self.views.index(self._frames[number])
         request = ScoreRequest(
             uuid.uuid4().hex,
@@ -90,7 +93,7 @@ class ServeRewardPool:
                 return await asyncio.wait_for(response, reward.request_timeout_s)
             except (*RETRIED, rx.RayTaskError) as error:
                 cause = error.cause if isinstance(error, rx.RayTaskError) else error
-                if not isinstance(cause, RETRIED):
+                if isinstance(cause, PayloadsLost) or not isinstance(cause, RETRIED):
                     raise (cause if isinstance(cause, AstrolabeError) else error) from None
                 if attempt == reward.max_attempts:
                     raise InfraFailure(

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.models.files import BUILTIN
 from astrolabe_ray.types import FrameSpec
 
 
@@ -37,6 +38,9 @@ SCORERS = {
     "image_quality": "reward_servers.image_quality_scorer:ImageQualityScorer",
 }
 """Reward key -> module and class; imported only where it is used."""
+
+WEIGHTS = {"tiny_clip": (BUILTIN["builtin:sprites"] / "clip", BUILTIN["builtin:sprites"] / "tokenizer")}
+"""Reward key -> files and folders that the scorer loads, for those that load any."""
 
 
 def scorer_class(key: str) -> type[Scorer]:

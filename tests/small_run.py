@@ -104,6 +104,7 @@ def outcome() -> RunOutcome:
         train_wall_s=8.0,
         policy_ages={1: 10, 0: 30},
         drops={"DataFailure": 1},
+        num_redone=2,
         stopped_early=False,
         seconds={"setup": 3.0, "train": 8.0},
     )

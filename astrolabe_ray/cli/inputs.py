@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from astrolabe_ray.config.schema import CheckpointConfig, LoggingConfig, RewardC
 from astrolabe_ray.data.prompts import load_heldout, load_prompts
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.files import files_of, lora_size, require_lora_size
+
+log = logging.getLogger(__name__)
 
 
 def missing_inputs(config: RunConfig, scorer_keys: Collection[str]) -> list[str]:
@@ -73,13 +76,14 @@ def find_checkpoint(
 ) -> Path | None:
     """The checkpoint that `checkpoint.resume` asks for, or None for a fresh start.
 
-    `earlier_runs` are the checkpoint folders of runs with this name, newest first. Raises ConfigError
-    if a folder was named that is no usable checkpoint.
+    `earlier_runs` are the checkpoint folders of runs with this name, newest first; one whose checkpoints are
+    all damaged is passed over, aloud. Raises ConfigError if there are only damaged ones, or if a folder was
+    named that is no usable checkpoint.
     """
     if checkpoint.resume == "never":
         return None
     if checkpoint.resume == "auto":
-        return next((found for found in map(latest, earlier_runs) if found is not None), None)
+        return _newest(earlier_runs, latest)
     folder = Path(checkpoint.resume)
     what = problem(folder) if folder.is_dir() else "there is no such folder"
     if what is not None:
@@ -88,3 +92,20 @@ def find_checkpoint(
             "RUN/checkpoints/checkpoint-30, or use --config.checkpoint.resume=auto."
         )
     return folder
+
+
+def _newest(earlier_runs: Collection[Path], latest: Callable[[Path], Path | None]) -> Path | None:
+    damaged: list[str] = []
+    for run in earlier_runs:
+        try:
+            found = latest(run)
+        except ConfigError as error:
+            damaged.append(str(error))
+            continue
+        if found is not None:
+            for line in damaged:
+                log.warning("an older run is continued: %s", line)
+            return found
+    if damaged:
+        raise ConfigError("\n".join(damaged))
+    return None

@@ -12,7 +12,6 @@ from astrolabe_ray.cli.wiring import Wiring
 from astrolabe_ray.config.loader import load
 from astrolabe_ray.config.plan import make_plan
 from astrolabe_ray.config.schema import RunConfig
-from astrolabe_ray.errors import ConfigError
 
 
 def up(spec: str, overrides: Sequence[str], wiring: Wiring) -> None:
@@ -52,13 +51,8 @@ def _joined(config: RunConfig) -> Iterator[None]:
 
     from astrolabe_ray.runtime.cluster import connect
 
-    cluster = connect(config.cluster)
+    connect(config.cluster, may_start=False)
     try:
-        if cluster.started_here:
-            raise ConfigError(
-                "there is no running Ray cluster, and servers of one that starts here would end with this "
-                "command. Start one with `ray start --head`, or set RAY_ADDRESS."
-            )
         yield
     finally:
         ray.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from pathlib import Path
 
 import ray
@@ -12,18 +13,18 @@ from astrolabe_ray.cli.wiring import Wiring
 from astrolabe_ray.config.memory import object_store_need
 from astrolabe_ray.config.plan import Plan
 from astrolabe_ray.config.schema import RunConfig
-from astrolabe_ray.controller import RunOutcome
+from astrolabe_ray.errors import AstrolabeError
 from astrolabe_ray.metrics.console import RunConsole
 from astrolabe_ray.metrics.recorder import MetricsSink, RunRecorder
 from astrolabe_ray.metrics.wandb_sink import WandbSink
+from astrolabe_ray.report.continued import Earlier, take_over
 from astrolabe_ray.report.environment import environment
 from astrolabe_ray.report.page import build_report
-from astrolabe_ray.report.run_dir import RunDir, write_json
+from astrolabe_ray.report.run_dir import RunDir, write_bytes, write_json
 from astrolabe_ray.report.summary import summarise
-from astrolabe_ray.roles import RunObserver
-from astrolabe_ray.run import Roles, run_training
+from astrolabe_ray.run import run_training
 from astrolabe_ray.runtime.cluster import connect
-from astrolabe_ray.runtime.jobs import stop_grace_s, stop_on_signals
+from astrolabe_ray.runtime.jobs import job_notes, stop_on_signals
 from astrolabe_ray.runtime.preflight import cluster_room, require_one_checkout, require_room
 from astrolabe_ray.runtime.ray_metrics import RayMetrics
 
@@ -40,13 +41,11 @@ def run_on_ray(config: RunConfig, plan: Plan, wiring: Wiring, resume_from: Path 
         run_dir = RunDir.create(config.logging.log_dir, config.model.base_model, config.name)
         typer.echo(f"{'folder':>10}  {run_dir.path}")
         typer.echo(f"{'cluster':>10}  {cluster.address}, dashboard {cluster.dashboard_url or 'off'}")
-        if stop_grace_s() is not None and not Path(config.logging.log_dir).is_absolute():
-            typer.echo(
-                "      note  inside a Ray job this folder is temporary; name an absolute logging.log_dir"
-            )
+        for note in job_notes(config.logging.log_dir):
+            typer.echo(f"{'note':>10}  {note}")
         if resume_from is not None:
             typer.echo(f"{'resume':>10}  {resume_from}")
-        _record(config, wiring.make_roles(config), run_dir, resume_from)
+        asyncio.run(_record(config, wiring, run_dir, resume_from))
     finally:
         ray.shutdown()
     return run_dir
@@ -59,33 +58,47 @@ def _require_room(config: RunConfig, plan: Plan, wiring: Wiring) -> None:
     require_room(needs, object_store_need(config, plan), *cluster_room())
 
 
-def _record(config: RunConfig, roles: Roles, run_dir: RunDir, resume_from: Path | None) -> None:
-    """Run, with everything that it tells going to its folder; the page is written in any case."""
+async def _record(config: RunConfig, wiring: Wiring, run_dir: RunDir, resume_from: Path | None) -> None:
+    """Run, with everything that it tells going to its folder; the page is written in any case.
+
+    Where an error came from goes there, too: people are told its message only. Signals are caught from here
+    on, since loading the roles takes seconds.
+    """
     write_json(run_dir.config, config.model_dump(mode="json"))
-    write_json(run_dir.environment, environment())
     try:
-        with RunConsole() as console:
-            recorder = RunRecorder(run_dir, console, _sinks(config, run_dir))
+        with stop_on_signals() as stop, RunConsole() as console:
+            write_json(run_dir.environment, environment())
+            earlier = take_over(resume_from, run_dir) if resume_from is not None else Earlier()
+            roles = wiring.make_roles(config)
+            recorder = RunRecorder(run_dir, console, _sinks(config, run_dir, earlier))
             try:
-                outcome = asyncio.run(_train(config, roles, run_dir, recorder, resume_from))
+                outcome = await run_training(
+                    config,
+                    roles,
+                    run_dir,
+                    recorder,
+                    stop,
+                    resume_from=resume_from,
+                    earlier=earlier.evaluations,
+                )
             finally:
                 recorder.close()
         write_json(run_dir.summary, summarise(outcome))
         if outcome.stopped_early:
             typer.echo("Stopped as asked. To go on: the same command with --config.checkpoint.resume=auto")
+    except AstrolabeError:
+        write_bytes(run_dir.failure, traceback.format_exc().encode())
+        typer.echo(f"Failure: {run_dir.failure}")
+        raise
     finally:
         typer.echo(f"Report: {build_report(run_dir)}")
 
 
-async def _train(
-    config: RunConfig, roles: Roles, run_dir: RunDir, observer: RunObserver, resume_from: Path | None
-) -> RunOutcome:
-    with stop_on_signals() as stop:
-        return await run_training(config, roles, run_dir, observer, stop, resume_from)
-
-
-def _sinks(config: RunConfig, run_dir: RunDir) -> list[MetricsSink]:
+def _sinks(config: RunConfig, run_dir: RunDir, earlier: Earlier) -> list[MetricsSink]:
     sinks: list[MetricsSink] = [RayMetrics(run_dir.path.name)]
     if config.logging.wandb != "disabled":
-        sinks.append(WandbSink(config.logging, run_dir.path, config.model_dump(mode="json")))
+        settings = config.model_dump(mode="json")
+        wandb = WandbSink(config.logging, run_dir.path, settings, run_id=earlier.wandb_id)
+        write_bytes(run_dir.wandb_id, wandb.run_id.encode())
+        sinks.append(wandb)
     return sinks

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from astrolabe_ray.config.plan import PIXELS_PER_TOKEN, Plan
+from astrolabe_ray.config.plan import PIXELS_PER_TOKEN, Plan, eval_prompts_in_flight
 from astrolabe_ray.config.schema import ModelConfig, RunConfig
 from astrolabe_ray.config.train_window import evaluation_frames, longest_rollout, window_frames
 from astrolabe_ray.errors import ConfigError
@@ -178,13 +178,15 @@ def train_frames(config: RunConfig) -> int:
 
 
 def object_store_need(config: RunConfig, plan: Plan) -> int:
-    """Bytes that must fit at the least: one group of whole videos per actor and the latents in flight."""
-    m, rollout = config.model, config.rollout
+    """Bytes that may lie there at once: frames and latents of every rollout that has a slot, none of them
+    scored yet, and of the held-out prompts in flight. Whole videos; smaller views come on top.
+    """
+    m = config.model
     video_bytes = plan.num_scored_frames * 3 * m.height * m.width
     latent_values = 16 * plan.sampled_latent_frames * plan.latent_shape[1] * plan.latent_shape[2]
-    in_flight = plan.max_groups_in_flight * rollout.group_size
-    latent_bytes = in_flight * latent_values * _bytes_per_value(m)
-    return rollout.min_actors * rollout.group_size * video_bytes + latent_bytes
+    in_flight = plan.max_groups_in_flight * config.rollout.group_size
+    in_flight += eval_prompts_in_flight(config) * config.evaluation.rollouts_per_prompt
+    return in_flight * (video_bytes + latent_values * _bytes_per_value(m))
 
 
 def _bytes_per_value(model: ModelConfig) -> int:

@@ -30,7 +30,9 @@ MULTI: Rewards = HPSV3 | MQ
 
 CPUS_PER_PROCESS = 4
 LONGEST_WAIT_S = 7200
-"""For a step, a score or a sign of life: a step of these sizes takes tens of minutes on few GPUs."""
+"""For a step or a score: a step of these sizes takes tens of minutes on few GPUs."""
+STALL_S = 9600
+"""For a sign of life; more than any single wait."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def _full_size(
             every_steps=eval_every,
             num_latent_frames=None if window is None else window.eval_frames,
         ),
-        cluster=ClusterConfig(placement_timeout_s=600, stall_timeout_s=LONGEST_WAIT_S),
+        cluster=ClusterConfig(placement_timeout_s=600, stall_timeout_s=STALL_S),
     )
 
 

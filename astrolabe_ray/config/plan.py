@@ -6,6 +6,7 @@ can't work ends on the command line and not minutes later inside a worker.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from astrolabe_ray.errors import ConfigError
 PIXELS_PER_TOKEN = 16  # 8 from the VAE, 2 from the patches
 PIXELS_PER_LATENT = 8
 FRAMES_PER_LATENT_FRAME = 4
+SPARE_EVAL_PROMPTS = 2
+"""Held-out prompts that wait for an actor, or for their scores, while the others are being sampled."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,13 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
+def eval_prompts_in_flight(config: RunConfig) -> int:
+    """Held-out prompts whose videos may be in the object store at once: one per free actor and some more."""
+    requests_per_prompt = math.ceil(config.evaluation.rollouts_per_prompt / config.rollout.batch_size)
+    at_work = math.ceil(config.rollout.max_actors / requests_per_prompt)
+    return min(config.evaluation.num_prompts, at_work + SPARE_EVAL_PROMPTS)
+
+
 def _needs(config: RunConfig) -> tuple[Need, ...]:
     rollout, learner = config.rollout, config.learner
     return (
@@ -112,6 +122,7 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
     yield from _reward_rules(config)
     yield from _kl_rules(config)
     yield from _window_rules(config)
+    yield from _waiting_rules(config)
     num_rollouts = config.rollout.num_groups * config.rollout.group_size
     if config.learner.num_ranks > num_rollouts:
         yield (
@@ -187,6 +198,22 @@ def _reward_rules(config: RunConfig) -> Iterator[str]:
                 f"max_replicas {reward.max_replicas}. "
                 f"Try --config.rewards.{index}.max_replicas={reward.min_replicas}."
             )
+
+
+def _waiting_rules(config: RunConfig) -> Iterator[str]:
+    """Nothing moves while a single answer is waited for, and that wait has an error of its own."""
+    waits = {
+        "learner.step_timeout_s": config.learner.step_timeout_s,
+        "rollout.request_timeout_s": config.rollout.request_timeout_s,
+    }
+    waits |= {f"rewards.{i}.request_timeout_s": r.request_timeout_s for i, r in enumerate(config.rewards)}
+    longest = max(waits, key=lambda name: waits[name])
+    if config.cluster.stall_timeout_s <= waits[longest]:
+        yield (
+            f"cluster.stall_timeout_s {config.cluster.stall_timeout_s:g} is not more than {longest} "
+            f"{waits[longest]:g}, so a healthy run could be ended while it waits for one answer. "
+            f"Try --config.cluster.stall_timeout_s={waits[longest] * 4 / 3:g}."
+        )
 
 
 def _kl_rules(config: RunConfig) -> Iterator[str]:

@@ -19,7 +19,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The causal video model that is aligned, and how it is sampled."""
 
-    base_model: str = "tiny_sprites"
+    base_model: str = Field(default="tiny_sprites", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the base model; names the run's folder."""
     path: str = "builtin:sprites"
     """Directory of folders (transformer/, vae/, text_encoder/, tokenizer/), an original Wan directory, or
@@ -169,7 +169,7 @@ class EvaluationConfig(Section):
     num_latent_frames: int | None = Field(default=None, gt=0)
     """Latent frames of a held-out video, all of which are scored; None: model.num_latent_frames."""
     every_steps: int = Field(default=0, ge=0)
-    """Evaluate between first and last every so many steps; 0: only before and after."""
+    """Evaluate the sampling policy every so many steps; 0: only before, and the EMA weights after."""
     num_shown_videos: int = Field(default=8, ge=0)
     """Before/after pairs written to eval_videos/ and the report."""
 
@@ -194,8 +194,8 @@ class ClusterConfig(Section):
     """`auto`: join the cluster of RAY_ADDRESS or a running one, else start one here; `local`: start one."""
     namespace: str = "astrolabe"
     placement_timeout_s: float = Field(default=120, gt=0)
-    stall_timeout_s: float = Field(default=900, gt=0)
-    """Stop when nothing moved for so long while work remained."""
+    stall_timeout_s: float = Field(default=2400, gt=0)
+    """Stop when nothing moved for so long while work remained; more than one answer may take."""
     keep_reward_servers: bool = True
     """Leave the reward servers running for the next run."""
 
@@ -203,7 +203,8 @@ class ClusterConfig(Section):
 class RunConfig(Section):
     """Everything that defines a run."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run's folder."""
     seed: int = Field(default=0, ge=0)
     num_steps: int = Field(default=100, gt=0)
     model: ModelConfig = ModelConfig()

@@ -52,6 +52,8 @@ def _rule(detail: ErrorDetails) -> str:
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
         return f"{words} {_number(context[name])}"
+    if kind == "string_pattern_mismatch":  # of a name, the only strings with a pattern
+        return "a name of letters, digits, '.', '_' and '-', for a folder is called by it"
     if kind == "literal_error":
         return f"one of {context['expected']}"
     if kind == "model_type":

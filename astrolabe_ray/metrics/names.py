@@ -38,6 +38,7 @@ METRICS = (
     Metric("skipped_steps", "steps", "updates left out so far because a gradient was not finite"),
     Metric("old_policy_decay", "1", "share of the old policy that was kept at this step"),
     Metric("groups/dropped", "groups", "dropped so far and refilled"),
+    Metric("groups/redone", "groups", "rolled out again so far because frames or latents were lost"),
     Metric("rollouts_per_s", "1/s", "rollouts trained on per second of the step"),
     Metric("heldout/*", "score", "mean over the held-out videos; diversity is their distance to each other"),
     Metric("seconds/wait", "s", "learner waiting for groups"),

@@ -17,11 +17,16 @@ log = logging.getLogger(__name__)
 class WandbSink:
     """One W&B run. Files go below `run_dir`; `wandb sync` uploads what was written offline.
 
+    `run_id`: the W&B run to go on in. What that one logged past the checkpoint stays there: W&B leaves out
+    rows of steps that it has already.
+
     W&B is a second record. When its process is gone (`ray job stop` ends it before the run has saved),
     one warning is logged and the run goes on without it.
     """
 
-    def __init__(self, logging: LoggingConfig, run_dir: Path, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, logging: LoggingConfig, run_dir: Path, config: Mapping[str, Any], *, run_id: str | None = None
+    ) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
@@ -32,7 +37,10 @@ class WandbSink:
             dir=run_dir,
             mode=logging.wandb if logging.wandb != "disabled" else "disabled",
             config=dict(config),
+            id=run_id,
+            resume="allow" if run_id else None,
         )
+        self.run_id: str = self._run.id
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._tell(lambda: self._run.log(dict(metrics), step=step))

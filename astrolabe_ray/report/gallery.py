@@ -37,6 +37,8 @@ class LocalGallery:
     def __init__(self, store: BlobStore) -> None:
         self._worker = GalleryWorker(store)
 
+    async def start(self) -> None: ...
+
     async def encode(self, video: Blob, *, fps: int, comment: str) -> bytes:
         return self._worker.encode([video], fps, comment)
 

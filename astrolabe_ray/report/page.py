@@ -55,7 +55,9 @@ RESULT_NOTE = (
 REWARD_NOTE = (
     "Training: mean over the rollouts of a step. Held-out: prompts that are never trained on, with fixed "
     "seeds. Bands are one standard error of the mean; in training as if rollouts of one prompt were "
-    "independent, on held-out prompts with the videos of a prompt as one cluster."
+    "independent, on held-out prompts with the videos of a prompt as one cluster. Held-out points in the "
+    "middle are of the policy that samples; the last is of the EMA weights, which are what is saved. At the "
+    "first point both are the same."
 )
 TIMELINE_NOTE = "Rollouts, scores and training overlap as far as the largest policy age allows."
 AGE_NOTE = "Policy age: steps between the policy that made a rollout and the policy that was trained on it."
@@ -78,6 +80,9 @@ def _header(run_dir: RunDir, config: Json) -> str:
             f"for {config['num_steps']} steps of {rollout['num_groups']} prompts × {rollout['group_size']} "
             f"rollouts. Reward: {rewards}. Seed {config['seed']}."
         )
+    if run_dir.origin.exists():
+        origin = read_json(run_dir.origin)
+        text += f" Steps up to {origin['step']} are those of {origin['run']}, which has their timeline."
     return (
         f'<header><p class="eyebrow">Astrolabe-Ray training report · {escape(run_dir.path.name)}</p>'
         f"<h1>{escape(config.get('name', run_dir.path.name))}</h1><p>{escape(text)}</p></header>"
@@ -88,7 +93,10 @@ def _result(summary: Json) -> str:
     """The large numbers."""
     total = summary.get("heldout", {}).get("total")
     if total is None:
-        text = "No before-and-after comparison: the run ended before its last evaluation, or was resumed."
+        text = (
+            "No before-and-after comparison: the run ended before its last evaluation, or goes on from one "
+            "with other held-out prompts, seeds or rewards."
+        )
         return f'<p class="nothing">{text}</p>'
     change, error = total["paired_diff_mean"], total["paired_diff_se"]
     errors = f", {change / error:.1f} standard errors" if error else ""

@@ -77,6 +77,21 @@ class RunDir:
         return self.path / "summary.json"
 
     @property
+    def origin(self) -> Path:
+        """The run, the checkpoint and the step that this run goes on from, if it does."""
+        return self.path / "origin.json"
+
+    @property
+    def wandb_id(self) -> Path:
+        """The W&B run, which a continued run goes on in."""
+        return self.path / "wandb_id.txt"
+
+    @property
+    def failure(self) -> Path:
+        """Where the error came from that ended the run, if one did."""
+        return self.path / "failure.txt"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

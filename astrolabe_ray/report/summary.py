@@ -26,5 +26,6 @@ def summarise(outcome: RunOutcome) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "policy_age": {str(age): count for age, count in sorted(outcome.policy_ages.items())},
         "drops": outcome.drops,
+        "num_redone": outcome.num_redone,
         **environment(),
     }

@@ -20,11 +20,14 @@ MAX_RETRIES = 3
 
 
 class RayGallery:
-    """Fulfils `roles.Gallery`. Its actor ends with the driver. Raises InfraFailure for lost videos."""
+    """Fulfils `roles.Gallery`. Its actor ends with the driver. Raises PayloadsLost for lost videos."""
 
     def __init__(self) -> None:
+        self._worker: Any = None
+
+    async def start(self) -> None:
         options: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=MAX_RETRIES)
-        self._worker: Any = options(GalleryWorker).remote(RayBlobStore())
+        self._worker = options(GalleryWorker).remote(RayBlobStore())
 
     async def encode(self, video: Blob, *, fps: int, comment: str) -> bytes:
         return await _answer(self._worker.encode.remote([video], fps, comment), "encoding a video")

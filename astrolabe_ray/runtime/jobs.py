@@ -13,9 +13,12 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 DEFAULT_STOP_GRACE_S = 3
 """Ray's own default of RAY_JOB_STOP_WAIT_TIME_S."""
+ENOUGH_GRACE_S = 60
+"""From here on nobody is told that it is short."""
 
 
 def stop_grace_s() -> int | None:
@@ -23,6 +26,24 @@ def stop_grace_s() -> int | None:
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         return None
     return int(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", DEFAULT_STOP_GRACE_S))
+
+
+def job_notes(log_dir: str) -> list[str]:
+    """What whoever submitted this as a Ray job should know; nothing outside of a job."""
+    grace, notes = stop_grace_s(), []
+    if grace is None:
+        return notes
+    if not Path(log_dir).is_absolute():
+        notes.append(
+            "inside a Ray job this folder is a temporary copy; submit with an absolute "
+            "--config.logging.log_dir"
+        )
+    if grace < ENOUGH_GRACE_S:
+        notes.append(
+            f"`ray job stop` kills this job after {grace} s; for time to end the step and to save, "
+            'submit with --runtime-env-json \'{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "600"}}\''
+        )
+    return notes
 
 
 @contextmanager

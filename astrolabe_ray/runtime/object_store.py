@@ -6,6 +6,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError
 
+from astrolabe_ray.errors import InfraFailure, PayloadsLost
 from astrolabe_ray.runtime.failures import as_failure
 from astrolabe_ray.types import Blob
 
@@ -20,9 +21,10 @@ class RayBlobStore:
         self._timeout_s = timeout_s
 
     def get(self, blob: Blob) -> object:
-        """The array (read-only). Raises InfraFailure when it is lost or does not arrive in time."""
+        """The array (read-only). Raises PayloadsLost when it is gone or does not arrive in time."""
         assert isinstance(blob, ObjectRef), f"a Ray reference is expected, got {type(blob).__name__}"
         try:
             return ray.get(blob, timeout=self._timeout_s)
         except RayError as error:
-            raise as_failure(error, f"reading a payload within {self._timeout_s:g} s") from error
+            failure = as_failure(error, f"reading a payload within {self._timeout_s:g} s")
+            raise PayloadsLost(str(failure)) if type(failure) is InfraFailure else failure from error

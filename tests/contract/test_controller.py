@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ import pytest
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.controller import Controller, RunOutcome
 from astrolabe_ray.data.group_sampler import GroupSampler
-from astrolabe_ray.errors import DataFailure, InfraFailure, RunStalled, WeightMismatch
+from astrolabe_ray.errors import DataFailure, InfraFailure, PayloadsLost, RunStalled, WeightMismatch
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.types import (
     Blob,
@@ -43,14 +44,29 @@ class FakeLearner:
         self.version = PolicyVersion()
         self.batches: list[TrainBatch] = []
         self.saved: list[tuple[str, ControllerState]] = []
-        self.resume_state: ControllerState = {"next_number": 0, "num_dropped": 0}
-        self.step_s = 0.0
+        self.resume_state: ControllerState = {"next_number": 0, "finished": [], "num_dropped": 0}
+        self.step_s = self.start_s = 0.0
+        self.misses: list[
+            tuple[int, ...]
+        ] = []  # samples whose latents are lost, for one call of `train` each
+        self.lost_groups: list[str] = []
+        self.events: list[str] = []
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        try:
+            await asyncio.sleep(self.start_s)
+        except asyncio.CancelledError:
+            self.events.append("start was cancelled")
+            raise
 
     async def train(self, batch: TrainBatch) -> StepResult:
         assert batch.step == self.version.step
         await asyncio.sleep(self.step_s)
+        samples = [sample for micro_batch in batch.ranks[0] for sample in micro_batch]
+        lost = [samples[i].rollout_id for i in (self.misses.pop(0) if self.misses else ())]
+        if lost:
+            self.lost_groups = sorted({rollout_id.rpartition("/")[0] for rollout_id in lost})
+            raise PayloadsLost("a node died", lost)
         self.batches.append(batch)
         self.version = PolicyVersion(0, self.version.step + 1)
         return StepResult(self.version, {"loss": 0.5}, seconds=0.01)
@@ -135,11 +151,16 @@ class FakeRewards:
 
     def __init__(self) -> None:
         self.moduli = (7, 1)  # of `fun` and `calm`, which are remainders of the seed
+        self.misses: list[str] = []  # groups whose frames are lost once each
+        self.loses_all = False
 
     async def start(self) -> None: ...
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[Scores]:
         await asyncio.sleep(0)
+        if self.loses_all or rollouts[0].group_id in self.misses:
+            self.misses = [group_id for group_id in self.misses if group_id != rollouts[0].group_id]
+            raise PayloadsLost("a node died")
         fun, calm = self.moduli
         return [Scores({"fun": float(r.seed % fun), "calm": 1.0 + r.seed % calm}, 0.001) for r in rollouts]
 
@@ -147,6 +168,8 @@ class FakeRewards:
 
 
 class FakeGallery:
+    async def start(self) -> None: ...
+
     async def encode(self, video: Blob, *, fps: int, comment: str) -> bytes:
         return b""
 
@@ -197,9 +220,9 @@ class Stage:
 
     def __init__(self, settings: RunConfig, resume_from: Path | None = None) -> None:
         self.learner, self.pool, self.notebook = FakeLearner(), FakePool(), Notebook()
+        self.rewards = rewards = FakeRewards()
         self.stop = asyncio.Event()
         prompts = [f"prompt {i}" for i in range(20)]
-        rewards = self.rewards = FakeRewards()
         evaluator = Evaluator(
             settings,
             ["held out a", "held out b"],
@@ -234,8 +257,8 @@ def test_a_run_trains_every_step_on_fresh_groups_of_the_newest_policy() -> None:
     assert [{s.policy_version.step for s in batch} for batch in samples] == [{0}, {1}, {2}]
     assert len({s.rollout_id for batch in samples for s in batch}) == 24
     assert stage.learner.saved == [
-        ("checkpoint-2", {"next_number": 4, "num_dropped": 0}),
-        ("checkpoint-3", {"next_number": 6, "num_dropped": 0}),
+        ("checkpoint-2", {"next_number": 4, "finished": [], "num_dropped": 0}),
+        ("checkpoint-3", {"next_number": 6, "finished": [], "num_dropped": 0}),
     ]
     assert [e.phase for e in outcome.evaluations] == ["before", "after"]
     assert stage.pool.policy is not None
@@ -329,7 +352,7 @@ def test_a_stop_request_finishes_the_step_saves_and_returns() -> None:
     stage.notebook.on_step = stage.stop.set
     outcome = asyncio.run(stage.run())
     assert outcome.stopped_early
-    assert stage.learner.saved == [("checkpoint-1", {"next_number": 2, "num_dropped": 0})]
+    assert stage.learner.saved == [("checkpoint-1", {"next_number": 2, "finished": [], "num_dropped": 0})]
     assert [e.phase for e in outcome.evaluations] == ["before"]
 
 
@@ -345,7 +368,96 @@ def test_a_stop_request_gives_an_evaluation_up_and_saves() -> None:
     outcome = asyncio.run(run())
     assert (outcome.stopped_early, outcome.evaluations) == (True, [])
     assert stage.learner.batches == []
-    assert stage.learner.saved == [("checkpoint-0", {"next_number": 0, "num_dropped": 0})]
+    assert stage.learner.saved == [("checkpoint-0", {"next_number": 0, "finished": [], "num_dropped": 0})]
+
+
+def test_a_stop_request_during_the_setup_is_honoured_at_once() -> None:
+    """A run that was given up while it loads models for minutes first loads them all."""
+    stage = Stage(config())
+    stage.learner.start_s = 3600
+
+    async def run() -> RunOutcome:
+        asyncio.get_running_loop().call_later(0.1, stage.stop.set)
+        return await stage.run()
+
+    outcome = asyncio.run(run())
+    assert (outcome.stopped_early, outcome.evaluations, outcome.num_rollouts) == (True, [], 0)
+    assert stage.learner.events == ["start was cancelled"], "a role that starts on holds its room"
+    assert stage.learner.saved == []
+
+
+def trained_on(stage: Stage) -> list[list[tuple[str, int]]]:
+    """Rollout and seed of every sample, by step."""
+    return [sorted((s.rollout_id, s.latents) for m in b.ranks[0] for s in m) for b in stage.learner.batches]
+
+
+def made_in_peace(stage: Stage) -> list[str]:
+    """Groups for which rollouts were asked, of a run in which nothing is lost: each once."""
+    made = [request.group_id for request in stage.pool.requests]
+    assert len(set(made)) == len(made)
+    return made
+
+
+@pytest.mark.parametrize("max_policy_age", [0, 2])
+def test_lost_frames_and_latents_are_made_again_with_the_same_seeds(max_policy_age: int) -> None:
+    """One dead node ended the run: the same references were asked for again, in vain."""
+    settings = config(
+        rollout={"num_groups": 2, "group_size": 4, "batch_size": 4, "max_policy_age": max_policy_age},
+    )
+    whole, hit = Stage(settings), Stage(settings)
+    asyncio.run(whole.run())
+    hit.rewards.misses = ["train-1", "eval-before-0"]
+    hit.learner.misses = [(), (5, 6)]  # one of the two groups
+    outcome = asyncio.run(hit.run())
+    assert sorted(chain(*trained_on(hit))) == sorted(chain(*trained_on(whole)))
+    if max_policy_age == 0:
+        assert trained_on(hit) == trained_on(whole)
+    made = [request.group_id for request in hit.pool.requests]
+    lost = ["eval-before-0", "train-1", *hit.learner.lost_groups]
+    assert {name for name in made if made.count(name) > 1} == set(lost)
+    assert sorted(set(made)) == sorted(set(made_in_peace(whole)))
+    assert outcome.num_redone == hit.notebook.rows[-1]["groups/redone"] == len(lost) - 1
+    assert [len(e.records) for e in outcome.evaluations] == [6, 6]
+
+
+def test_a_group_that_is_lost_again_and_again_ends_the_run() -> None:
+    """Guards against an endless loop where reading itself is broken."""
+    stage = Stage(config())
+
+    async def run() -> None:
+        await stage.controller._set_up()
+        stage.rewards.loses_all = True
+        await asyncio.wait_for(stage.controller._train_all(), 20)
+
+    with pytest.raises(InfraFailure, match="was lost 6 times: a node died"):
+        asyncio.run(run())
+
+
+def test_an_evaluation_keeps_few_videos_in_the_object_store() -> None:
+    """All held-out videos at once would be spilled to disk, or fill it."""
+    settings = config(evaluation={"num_prompts": 12, "rollouts_per_prompt": 4, "num_shown_videos": 0})
+    stage = Stage(settings)
+    open_prompts: set[str] = set()
+    most = 0
+
+    async def score(rollouts: Sequence[Rollout]) -> list[Scores]:
+        nonlocal most
+        await asyncio.sleep(0.01)
+        started = {request.group_id for request in stage.pool.requests}
+        most = max(most, len(started) - len(open_prompts))
+        open_prompts.add(rollouts[0].group_id)  # from here on it is done
+        return [Scores({"fun": 1.0, "calm": 1.0}) for _ in rollouts]
+
+    stage.rewards.score = score  # type: ignore[method-assign]
+    evaluator = stage.controller.evaluator
+    evaluator.prompts = [f"held out {i}" for i in range(12)]
+
+    async def run() -> Evaluation:
+        await stage.controller._set_up()
+        return await evaluator.evaluate("before", PolicyVersion())
+
+    assert len(asyncio.run(run()).records) == 48
+    assert most == 3  # one actor needs half a prompt's two requests; two prompts more
 
 
 def test_a_resumed_run_continues_with_the_next_prompts() -> None:
@@ -353,7 +465,7 @@ def test_a_resumed_run_continues_with_the_next_prompts() -> None:
     whole = Stage(config())
     asyncio.run(whole.run())
     resumed = Stage(config(), resume_from=Path("checkpoint-2"))
-    resumed.learner.resume_state = {"next_number": 4, "num_dropped": 0}
+    resumed.learner.resume_state = {"next_number": 4, "finished": [], "num_dropped": 0}
     asyncio.run(resumed.run())
     last = {(s.rollout_id, s.latents) for mb in whole.learner.batches[-1].ranks[0] for s in mb}
     assert {(s.rollout_id, s.latents) for mb in resumed.learner.batches[0].ranks[0] for s in mb} == last
@@ -370,6 +482,26 @@ def test_a_run_in_which_nothing_moves_names_the_oldest_item() -> None:
 
     with pytest.raises(RunStalled, match=r"2 groups in flight .oldest is number 0\)"):
         asyncio.run(run())
+
+
+def test_every_finished_request_and_held_out_prompt_is_progress() -> None:
+    """A healthy run was ended in the middle of a long evaluation, or while one group of many was made."""
+    evaluation = {"num_prompts": 2, "rollouts_per_prompt": 4, "num_shown_videos": 0, "every_steps": 1}
+    rollout = {"num_groups": 1, "group_size": 4, "batch_size": 1, "max_policy_age": 0}
+    stage = Stage(
+        config(num_steps=2, evaluation=evaluation, rollout=rollout, cluster={"stall_timeout_s": 0.4})
+    )
+    one_at_a_time = asyncio.Semaphore(1)
+    generate = stage.pool.generate
+
+    async def slowly(request: RolloutRequest) -> list[Rollout]:
+        async with one_at_a_time:
+            await asyncio.sleep(0.15)
+            return await generate(request)
+
+    stage.pool.generate = slowly  # type: ignore[method-assign]
+    outcome = asyncio.run(stage.run())
+    assert [e.phase for e in outcome.evaluations] == ["before", "step-1", "after"]
 
 
 @pytest.mark.parametrize(("offset", "modules"), [(5.0, 1), (0.0, 0)])
@@ -428,3 +560,21 @@ def test_a_resumed_run_selects_the_samples_that_the_whole_run_selects() -> None:
     assert all(sum(step.values()) == pytest.approx(32) for step in expected)
     shares = [[row["kl/share"] for row in stage.notebook.rows] for stage in (whole, resumed)]
     assert shares[1] == shares[0][2:] and shares[0][2:] != [0.1, 0.1]
+
+
+def test_a_resumed_run_is_compared_with_the_evaluations_of_its_first_part() -> None:
+    """It evaluates no policy of step 0 any more; and what is not comparable must not be compared."""
+    whole = Stage(config())
+    before = asyncio.run(whole.run()).evaluations[0]
+    assert whole.controller.evaluator.is_comparable(before)
+    for other in (
+        config(evaluation={"num_prompts": 2, "rollouts_per_prompt": 3, "seed": 1}),
+        config(evaluation={"num_prompts": 2, "rollouts_per_prompt": 2}),
+        config(rewards=[{"key": "fun", "weight": 1.0}, {"key": "calm"}]),
+        config(rewards=[{"key": "fun", "weight": 2.0}]),
+    ):
+        assert not Stage(other).controller.evaluator.is_comparable(before)
+    resumed = Stage(config(), resume_from=Path("checkpoint-2"))
+    resumed.learner.resume_state = {"next_number": 4, "finished": [], "num_dropped": 0}
+    resumed.controller.earlier = [before]
+    assert [e.phase for e in asyncio.run(resumed.run()).evaluations] == ["before", "after"]

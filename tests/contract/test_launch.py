@@ -69,6 +69,11 @@ def errors_of(done: subprocess.CompletedProcess[str]) -> list[str]:
             "error: rollout.batch_size 3 does not divide rollout.group_size 8. "
             "Try --config.rollout.batch_size=2 or 4.",
         ),
+        (
+            ["--config", TINY, "--config.name=../mine"],
+            "error: command line: name = '../mine': must be a name of letters, digits, '.', '_' and '-', "
+            "for a folder is called by it",
+        ),
         (["--config", TINY, "--dryrun"], "error: there is no option '--dryrun'; did you mean --dry-run?"),
         (
             ["--config", TINY, "--config.rewards.0.key=tiny_clap"],
@@ -115,6 +120,52 @@ def test_a_missing_or_unreadable_input_is_named_before_anything_heavy_loads(
     (line,) = errors_of(done)
     assert all(word in line for word in words), line
     assert done.stdout.splitlines()[-1] == "LOADED"
+
+
+FAILS = """
+import sys
+import launch
+from astrolabe_ray.errors import InfraFailure
+def app():
+    raise InfraFailure("a learner rank failed: ActorDiedError: killed")
+launch.make_app = lambda wiring: app
+launch.main()
+"""
+
+
+@pytest.mark.parametrize("wants_traceback", [False, True])
+def test_a_run_that_fails_says_why_in_one_line(wants_traceback: bool) -> None:
+    """A page of traceback for a node that died; and none for whoever looks for the fault."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAILS],
+        cwd=ROOT,
+        env={**os.environ, "ASTROLABE_TRACEBACK": "1" if wants_traceback else ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    if wants_traceback:
+        assert "Traceback" in done.stderr and "in app" in done.stderr
+    else:
+        assert done.stderr == "error: a learner rank failed: ActorDiedError: killed\n"
+
+
+@pytest.mark.parametrize("command", ["up", "status", "down"])
+def test_reward_servers_without_a_cluster_are_refused_at_once(tmp_path: Path, command: str) -> None:
+    """A whole cluster was started, for 20 s, just to refuse."""
+    environment = {**os.environ, "RAY_TMPDIR": str(tmp_path)} | {"RAY_ADDRESS": ""}
+    done = subprocess.run(
+        [sys.executable, "launch.py", "rewards", command, "--config", TINY],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    (line,) = errors_of(done)
+    assert line.startswith("error: there is no running Ray cluster")
+    assert list(tmp_path.iterdir()) == [], "a cluster writes its session there"
 
 
 def test_a_dry_run_prints_the_plan_and_starts_nothing(tmp_path: Path) -> None:

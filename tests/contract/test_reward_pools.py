@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import math
+import pickle
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from ray import exceptions as rx
+from ray.exceptions import RayTaskError
 
 from astrolabe_ray.config.schema import RewardConfig
 from astrolabe_ray.data.frames import derive_view
-from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure
+from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure, PayloadsLost
 from astrolabe_ray.types import FrameSpec, PolicyVersion, Rollout
+from reward_servers import identity
 from reward_servers import pool as pool_module
 from reward_servers.app import ScoreRequest, ServerSpec, check_videos, score_together
-from reward_servers.deploy import DeployLock
+from reward_servers.deploy_lock import DeployLock
 from reward_servers.local_pool import LocalRewardPool
 from reward_servers.pool import ServeRewardPool
 
+ROOT = Path(__file__).parents[2]
 PROMPT = "a small red circle moves left on a black background"
 REWARDS = (RewardConfig(key="image_quality", max_attempts=3), RewardConfig(key="motion_quality"))
 
@@ -122,6 +130,16 @@ def test_an_input_that_cannot_be_scored_is_not_sent_again() -> None:
     assert len(image.requests) == 1
 
 
+def test_videos_that_are_lost_are_not_looked_for_again() -> None:
+    """The run would end after minutes of asking for what is gone, and nobody made the videos again."""
+    error = PayloadsLost("the videos of request r are lost", ("train-3/0",))
+    image = Handle(lambda *_: RayTaskError("score", "Traceback ...", error).as_instanceof_cause())
+    with pytest.raises(PayloadsLost, match="are lost") as caught:
+        score_with(image, Handle(lambda *_: [0.0, 0.0]))
+    assert len(image.requests) == 1
+    assert pickle.loads(pickle.dumps(caught.value)).rollout_ids == ("train-3/0",)
+
+
 def test_a_run_that_leaves_its_servers_to_others_closes_its_handles() -> None:
     """Serve's router behind an open handle goes on reporting to a cluster that the run has left."""
     handles = [Handle(lambda *_: [0.0]), Handle(lambda *_: [0.0])]
@@ -213,6 +231,64 @@ def test_servers_are_the_same_only_if_all_that_defines_them_is() -> None:
         ServerSpec.of(RewardConfig(key="image_quality")).app_name,
     }
     assert len(names) == 4
+
+
+def test_servers_of_other_code_or_weights_are_other_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a change of the scorer the old one went on scoring, in silence, until somebody took it down."""
+    reward = RewardConfig(key="tiny_clip")
+
+    def name() -> tuple[str, str]:
+        identity.made_of.cache_clear()
+        spec = ServerSpec.of(reward)
+        assert spec.app_name.startswith(spec.settings_name)
+        return spec.settings_name, spec.app_name
+
+    as_it_is = name()
+    weights = tmp_path / "clip"
+    shutil.copytree(identity.WEIGHTS["tiny_clip"][0], weights)
+    monkeypatch.setitem(identity.WEIGHTS, "tiny_clip", (weights, identity.WEIGHTS["tiny_clip"][1]))
+    assert name() == as_it_is, "a copy elsewhere is the same"
+    with (weights / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01")
+    trained_on = name()
+    sources = identity._source
+    for module in ("reward_servers.tiny_clip_scorer", "reward_servers.app"):
+        edited = tmp_path / sources(module).name
+        edited.write_text(sources(module).read_text() + "# another line\n")
+        monkeypatch.setattr(
+            identity, "_source", lambda asked, m=module, e=edited: e if asked == m else sources(asked)
+        )
+        changed = name()
+        assert changed[0] == trained_on[0] == as_it_is[0]
+        assert len({changed[1], trained_on[1], as_it_is[1]}) == 3
+    monkeypatch.undo()
+    assert name() == as_it_is
+
+
+def test_of_a_large_file_the_ends_and_the_size_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tens of gigabytes would be read before each run."""
+    monkeypatch.setattr(identity, "WHOLE_BYTES", 100)
+    monkeypatch.setattr(identity, "END_BYTES", 10)
+
+    def digest(content: bytes) -> str:
+        (tmp_path / "weights").write_bytes(content)
+        return identity.file_digest(tmp_path / "weights")
+
+    base = bytes(200)
+    others = [b"\x01" + base[1:], base[:-1] + b"\x01", base + b"\x00"]
+    assert len({digest(content) for content in (base, *others)}) == 4
+    assert digest(base[:100] + b"\x01" + base[101:]) == digest(base)
+
+
+def test_the_lock_s_process_loads_nothing() -> None:
+    """It lives as long as the cluster: with torch in it, it held 390 MB for a name and a number."""
+    code = (
+        "import sys, reward_servers.deploy_lock; sys.exit(bool({'torch', 'ray', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
 
 
 def test_one_process_at_a_time_deploys_and_a_dead_one_blocks_nobody_for_ever() -> None:

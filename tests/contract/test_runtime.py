@@ -14,11 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ray import exceptions as rx
+from ray._private.utils import check_version_info
 
 from astrolabe_ray.config.memory import object_store_need
 from astrolabe_ray.config.plan import Need, make_plan
-from astrolabe_ray.config.schema import ClusterConfig, ModelConfig, RewardConfig, RolloutConfig, RunConfig
-from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure, WeightMismatch
+from astrolabe_ray.config.schema import (
+    ClusterConfig,
+    EvaluationConfig,
+    ModelConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+)
+from astrolabe_ray.errors import AstrolabeError, ConfigError, DataFailure, InfraFailure, WeightMismatch
 from astrolabe_ray.runtime import cluster
 from astrolabe_ray.runtime.failures import as_failure
 from astrolabe_ray.runtime.local_store import LocalBlobStore
@@ -106,8 +114,8 @@ def test_what_is_free_counts_and_not_what_there_is() -> None:
         require_room(NEEDS, 0, LARGE, Room(4, 8, 100 * GIB))
 
 
-def test_the_object_store_must_hold_a_group_per_actor_and_the_latents_in_flight() -> None:
-    """An object store that is too small spills every video to disk."""
+def test_the_object_store_must_hold_all_slots_unscored_and_the_held_out_prompts_in_flight() -> None:
+    """An object store that is too small spills every video to disk, when scoring or an evaluation is slow."""
     config = RunConfig(
         name="any",
         model=ModelConfig(num_latent_frames=21, chunk_frames=3, height=480, width=832, dtype="bfloat16"),
@@ -115,11 +123,13 @@ def test_the_object_store_must_hold_a_group_per_actor_and_the_latents_in_flight(
             num_groups=3, group_size=4, batch_size=2, min_actors=2, max_actors=2, max_policy_age=1
         ),
         rewards=(RewardConfig(key="any"),),
+        evaluation=EvaluationConfig(num_prompts=50, rollouts_per_prompt=5),
     )
     video = 81 * 3 * 480 * 832  # 97 MB
     latents = 21 * 16 * 60 * 104 * 2  # 4 MB
-    expected = 2 * 4 * video + (1 + 1) * 3 * 4 * latents
-    assert object_store_need(config, make_plan(config)) == expected
+    slots = (1 + 1) * 3 * 4
+    held_out = (1 + 2) * 5  # 3 requests a prompt keep both actors busy; two prompts more
+    assert object_store_need(config, make_plan(config)) == (slots + held_out) * (video + latents)
 
 
 def test_a_bundle_is_never_empty() -> None:
@@ -296,6 +306,21 @@ def test_ray_address_auto_means_what_no_ray_address_means(
         (no_cluster_noted / "ray_current_cluster").write_text(f"127.0.0.1:{head.getsockname()[1]}")
         cluster.connect(ClusterConfig())
     assert joined == ["local", None]
+
+
+def test_a_cluster_of_other_versions_is_named_in_one_line(
+    no_cluster_noted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray raises a RuntimeError over six lines, which looked like a fault of the program."""
+
+    def init(config: ClusterConfig, address: str, num_cpus: int | None = None) -> None:
+        check_version_info({"ray_version": "1.0", "python_version": "3.6.1"}, "node 10.0.0.7:6379")
+
+    monkeypatch.setattr(cluster, "_init", init)
+    monkeypatch.setattr(cluster, "_require_listening", lambda address: None)
+    with pytest.raises(AstrolabeError, match=r"at '10.0.0.7:6379': Version mismatch: .*Ray: 1.0") as caught:
+        cluster.connect(ClusterConfig(address="10.0.0.7:6379"))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_stale_note_of_a_cluster_is_not_taken_for_one(no_cluster_noted: Path, closed_port: int) -> None:

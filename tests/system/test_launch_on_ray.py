@@ -114,4 +114,7 @@ def test_a_run_leaves_its_report_metrics_videos_and_checkpoint(log_dir: Path) ->
     assert again.returncode == 0, again.stdout + again.stderr
     (resumed,) = set((log_dir / "tiny_sprites").iterdir()) - {run}
     rows = (resumed / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in rows] == [3]
+    assert [json.loads(line)["step"] for line in rows] == [1, 2, 3]
+    whole = json.loads((resumed / "summary.json").read_text())["heldout"]["total"]
+    assert whole["reward_before"] == heldout["total"]["reward_before"], "compared with the true start"
+    assert json.loads((resumed / "origin.json").read_text())["run"] == str(run)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ import ray
 import torch
 
 from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig
-from astrolabe_ray.errors import ConfigError, InfraFailure, WeightMismatch
+from astrolabe_ray.errors import ConfigError, InfraFailure, PayloadsLost, WeightMismatch
 from astrolabe_ray.runtime.local_store import LocalBlobStore
 from astrolabe_ray.runtime.object_store import RayBlobStore
 from astrolabe_ray.types import PolicyVersion, TrainBatch, TrainSample
@@ -166,6 +168,33 @@ async def test_a_penalty_that_counts_on_one_rank_only_equals_a_plain_learner(spe
                 assert result.metrics[name] == pytest.approx(value, rel=2e-5, abs=1e-12), name
         assert result.metrics["kl_loss"] > 1e-6
         assert difference(await weights(group), plain.old[result.version]) <= 2e-6
+
+
+class Dying:
+    """Its payloads end with its process."""
+
+    def payload(self) -> np.ndarray:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("not reached")
+
+
+async def test_lost_latents_are_named_and_the_step_can_be_tried_with_others(spec: LearnerSpec) -> None:
+    """The rank that misses some raises, the other waits for it in a collective; and all for one dead node."""
+    lost = ray.remote(num_cpus=0)(Dying).remote().payload.remote()
+    s = samples(0, 4, stale=0)
+    whole = with_references(TrainBatch(0, SEED, ((tuple(s[:2]),), (tuple(s[2:]),)), 4))
+    ((first,), (second,)) = whole.ranks
+    torn = dataclasses.replace(
+        whole, ranks=((first,), ((second[0], dataclasses.replace(second[1], latents=lost)),))
+    )
+    async with running(spec) as group:
+        ranks, before = list(group._ranks), await weights(group)
+        with pytest.raises(PayloadsLost, match=r"latents of 1 rollouts are lost. .*ActorDiedError") as caught:
+            await asyncio.wait_for(group.train(torn), 30)
+        assert caught.value.rollout_ids == ("train-0/3",)
+        assert group._ranks == ranks
+        assert difference(await weights(group), before) == 0
+        assert (await group.train(whole)).version == PolicyVersion(0, 1)
 
 
 async def test_a_killed_rank_ends_the_group_and_a_new_life_can_start(spec: LearnerSpec) -> None:

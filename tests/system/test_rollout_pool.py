@@ -26,7 +26,7 @@ from ray.util import list_named_actors, placement_group_table
 from actors.local_pool import LocalRolloutPool
 from actors.pool import RayRolloutPool
 from astrolabe_ray.config.schema import RunConfig
-from astrolabe_ray.errors import InfraFailure, WeightMismatch
+from astrolabe_ray.errors import PayloadsLost, WeightMismatch
 from astrolabe_ray.runtime.object_store import RayBlobStore
 from astrolabe_ray.types import FrameSpec, PolicyVersion, PublishedPolicy, Rollout, RolloutRequest
 from tests.tiny_model import write_tiny_model
@@ -166,6 +166,9 @@ async def test_two_nodes_make_the_videos_of_one_process_bit_by_bit(
             assert_bit_identical(got, await oracle.generate(asked))
             makers |= {rollout.actor for rollout in got}
         assert await pool.probe(3) == await oracle.probe(3)
+        await at_full_strength(pool)
+        proven = [ack.actor for ack in await pool.sync()]  # at once, since both hold it already
+        assert sorted(proven) == sorted(member.name for member in pool._fleet.members)
     assert makers == {member.name for member in pool._fleet.members}
     nodes = {node for _, node in (await where(pool)).values()}
     assert len(nodes) == 2
@@ -265,7 +268,7 @@ async def test_a_lost_node_is_replaced_as_soon_as_there_is_another(
     for asked, got in zip(long, await asyncio.wait_for(in_progress, PATIENCE_S), strict=True):
         assert lost_actor not in {rollout.actor for rollout in got}
         assert_bit_identical(got, await oracle.generate(asked))
-    with pytest.raises(InfraFailure, match="reading a payload within 30 s: "):
+    with pytest.raises(PayloadsLost, match="reading a payload within 30 s: "):
         await asyncio.to_thread(RayBlobStore(timeout_s=30).get, lost.views[1])
     cluster.add_node(**NODE)
     await at_full_strength(pool)

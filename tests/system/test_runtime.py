@@ -15,7 +15,7 @@ from ray.exceptions import RayTaskError
 from ray.util import placement_group_table
 
 from astrolabe_ray.config.schema import ClusterConfig
-from astrolabe_ray.errors import ConfigError, InfraFailure
+from astrolabe_ray.errors import ConfigError, PayloadsLost
 from astrolabe_ray.runtime.cluster import Cluster, connect
 from astrolabe_ray.runtime.gallery import RayGallery
 from astrolabe_ray.runtime.object_store import RayBlobStore
@@ -85,10 +85,10 @@ def test_a_payload_that_does_not_come_or_is_lost_is_a_failure_of_the_cluster() -
     with pytest.raises(ConfigError, match="lacks vae"):
         RayBlobStore().get(maker.broken.remote())
     late = maker.late.remote()
-    with pytest.raises(InfraFailure, match=r"reading a payload within 0\.2 s: GetTimeoutError"):
+    with pytest.raises(PayloadsLost, match=r"reading a payload within 0\.2 s: GetTimeoutError"):
         RayBlobStore(timeout_s=0.2).get(late)
     ray.kill(maker)
-    with pytest.raises(InfraFailure, match="ActorDiedError"):
+    with pytest.raises(PayloadsLost, match="ActorDiedError"):
         RayBlobStore(timeout_s=30).get(late)
 
 
@@ -132,6 +132,7 @@ async def test_whoever_stops_waiting_for_room_leaves_nothing_and_waits_no_longer
 async def test_the_gallery_looks_at_videos_in_the_object_store_and_survives_its_process() -> None:
     """An evaluation that ends a run of hours because a process without any state died."""
     gallery = RayGallery()
+    await gallery.start()
     black, white = (np.full((2, 3, 16, 16), value, np.uint8) for value in (0, 255))
     videos = [ray.put(black), ray.put(white)]
     assert await gallery.diversity(videos) == pytest.approx(1.0)
@@ -148,9 +149,10 @@ async def test_the_gallery_tells_lost_videos_from_faults_of_the_program() -> Non
     lost = maker.late.remote()
     ray.kill(maker)
     gallery = RayGallery()
-    with pytest.raises(InfraFailure, match="ActorDiedError") as caught:
+    await gallery.start()
+    with pytest.raises(PayloadsLost, match="ActorDiedError") as caught:
         await gallery.diversity([lost, lost])
-    assert type(caught.value) is InfraFailure
+    assert type(caught.value) is PayloadsLost
     with pytest.raises(RayTaskError, match="not enough values to unpack"):
         await gallery.encode(ray.put(np.zeros(3)), fps=8, comment="no video")
 

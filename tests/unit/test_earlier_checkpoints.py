@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from astrolabe_ray.cli.inputs import find_checkpoint
 from astrolabe_ray.cli.train import earlier_checkpoints
-from astrolabe_ray.config.schema import LoggingConfig, RewardConfig, RunConfig
+from astrolabe_ray.config.schema import CheckpointConfig, LoggingConfig, RewardConfig, RunConfig
+from astrolabe_ray.errors import ConfigError
+from learner.checkpoint import latest_valid, what_is_wrong, written_atomically
 
 
 def test_only_runs_of_the_same_name_are_continued_the_newest_first(tmp_path: Path) -> None:
@@ -17,3 +22,20 @@ def test_only_runs_of_the_same_name_are_continued_the_newest_first(tmp_path: Pat
         name="lr", rewards=(RewardConfig(key="tiny_clip"),), logging=LoggingConfig(log_dir=str(tmp_path))
     )
     assert [folder.parent.name for folder in earlier_checkpoints(config)] == names[:2]
+
+
+def test_a_run_with_only_damaged_checkpoints_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk that tore the newest run's only checkpoint kept all older ones from being continued."""
+    torn, whole, empty = (tmp_path / name / "checkpoints" for name in ("torn", "whole", "empty"))
+    for folder in (torn / "checkpoint-7", whole / "checkpoint-4", empty):
+        folder.mkdir(parents=True)
+    with written_atomically(whole / "checkpoint-5") as draft:
+        (draft / "state.json").write_text("{}")
+    auto = CheckpointConfig(resume="auto")
+    assert find_checkpoint(auto, [empty, torn, whole], what_is_wrong, latest_valid) == whole / "checkpoint-5"
+    assert "an older run is continued: no checkpoint under" in caplog.text
+    assert find_checkpoint(auto, [empty], what_is_wrong, latest_valid) is None
+    with pytest.raises(ConfigError, match="torn"):
+        find_checkpoint(auto, [torn, empty], what_is_wrong, latest_valid)

@@ -195,3 +195,21 @@ async def test_it_grows_while_requests_wait_and_shrinks_to_busy_members(
         await soon(lambda: crew.fleet.members == [busy])
     assert len(crew.dismissed) == 2
     await crew.fleet.stop()
+
+
+async def test_all_idle_members_are_lent_together_and_each_once() -> None:
+    """A member that is up to date came back before the next was asked for: one was asked twice, one never."""
+    crew = Crew(minimum=3)
+    await crew.fleet.start()
+    async with crew.fleet.borrow() as busy:
+        async with crew.fleet.borrow_idle() as members:
+            assert sorted([*members, busy]) == ["m0", "m1", "m2"]
+            assert crew.fleet.num_idle == 0
+            waiting = asyncio.ensure_future(crew.fleet._take())
+            await asyncio.sleep(0)
+            assert not waiting.done(), "nobody else gets them meanwhile"
+            crew.fleet.discard(members[0], "broken")
+        assert await asyncio.wait_for(waiting, 5) in members[1:]
+    assert members[0] not in crew.fleet.members
+    assert crew.dismissed == [members[0]]
+    await crew.fleet.stop()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from astrolabe_ray.runtime.jobs import stop_grace_s
+from astrolabe_ray.runtime.jobs import job_notes, stop_grace_s
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,3 +125,19 @@ def test_the_grace_of_a_ray_job_is_known_and_there_is_none_outside(monkeypatch: 
     assert stop_grace_s() == 600
     monkeypatch.delenv("RAY_JOB_STOP_WAIT_TIME_S")
     assert stop_grace_s() == 3
+
+
+def test_a_job_without_time_to_save_or_a_place_for_results_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray's 3 s are less than a step: the job is killed while it saves, and nobody knew."""
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.delenv("RAY_JOB_STOP_WAIT_TIME_S", raising=False)
+    assert job_notes("logs") == []
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    folder, grace = job_notes("logs")
+    assert "--config.logging.log_dir" in folder
+    assert "after 3 s" in grace and '"RAY_JOB_STOP_WAIT_TIME_S": "600"' in grace
+    assert job_notes("/shared/runs") == [grace]
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "600")
+    assert job_notes("/shared/runs") == []

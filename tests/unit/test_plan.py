@@ -105,6 +105,9 @@ def test_the_demo_fits_two_cores() -> None:
         (["rewards.1.min_replicas=2"], "Try --config.rewards.1.max_replicas=2."),
         (["rewards.0.key=image_quality"], "rewards names 'image_quality' 2 times"),
         (["rewards=()"], "rewards is empty"),
+        (["learner.step_timeout_s=3000"], "Try --config.cluster.stall_timeout_s=4000."),
+        (["cluster.stall_timeout_s=1800"], "not more than learner.step_timeout_s 1800, so a healthy run"),
+        (["rewards.1.request_timeout_s=2400"], "rewards.1.request_timeout_s 2400"),
         (["algorithm.main_reward=tiny_clip"], "has no effect with kl_samples=all"),
         (["algorithm.kl_samples=disagreeing"], "Try --config.algorithm.main_reward=tiny_clip."),
         (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,16 +83,44 @@ def test_work_of_an_earlier_incarnation_is_dropped() -> None:
     assert buffer.drops == {"stale": 1}
 
 
-def test_a_resumed_run_starts_before_everything_untrained() -> None:
-    """Guards against prompts that are skipped because they were in flight at the save."""
+def test_a_resumed_run_does_what_was_open_and_nothing_twice() -> None:
+    """Prompts in flight at the save are skipped, or groups trained or dropped before it are done again;
+    and drops of the first part that still count would let a run exceed its slots."""
     buffer = RolloutBuffer(num_groups=2, max_policy_age=1)
-    dispatch_all(buffer)
+    assert dispatch_all(buffer) == [0, 1, 2, 3]
+    buffer.drop(2, "DataFailure")
     buffer.ready(group(0, 0))
     buffer.ready(group(3, 0))
     batch = buffer.cut()
     assert batch is not None
     buffer.trained(batch, PolicyVersion(0, 1))
-    assert buffer.resume_number == 1
+    assert dispatch_all(buffer) == [4, 5, 6], "1 is still in flight: four slots"
+    state = json.loads(json.dumps(buffer.state()))
+    resumed = RolloutBuffer(num_groups=2, max_policy_age=1, version=PolicyVersion(1, 1))
+    resumed.resume(state)
+    assert dispatch_all(resumed) == [1, 4, 5, 6]
+    assert resumed.num_dropped == 1
+    assert resumed.state()["next_number"] == 1
+
+
+def test_a_lost_group_goes_back_in_flight_and_the_others_of_its_batch_stay_ready() -> None:
+    """Its number would be gone, and its seeds with it, or the rest of the batch be made again, too."""
+    buffer = RolloutBuffer(num_groups=3, max_policy_age=0)
+    for number in dispatch_all(buffer):
+        buffer.ready(group(number, 0))
+    assert buffer.cut() is not None
+    assert not buffer.may_dispatch(100), "a batch under way holds its slots"
+    buffer.give_back()
+    buffer.lost(0)
+    buffer.lost(2)
+    assert (buffer.num_in_flight, buffer.num_ready) == (2, 1)
+    assert not buffer.may_dispatch(100)
+    for number in (0, 2):
+        buffer.ready(group(number, 0))
+    batch = buffer.cut()
+    assert batch is not None
+    assert [g.number for g in batch] == [0, 1, 2]
+    assert buffer.redone == {0: 1, 2: 1}
 
 
 @settings(max_examples=200, deadline=None)

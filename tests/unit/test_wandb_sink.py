@@ -64,6 +64,19 @@ def test_a_whole_run_is_recorded_under_its_steps(tmp_path: Path) -> None:
     assert sorted(written) == sorted(path.read_bytes() for path in run_dir.eval_videos.rglob("*.mp4"))
 
 
+def test_a_continued_run_goes_on_in_the_same_run_of_wandb(tmp_path: Path) -> None:
+    """One training as two curves that nobody can put together."""
+    first = WandbSink(LoggingConfig(wandb="offline"), tmp_path, {})
+    first.log({"reward/total": 0.5}, 1)
+    first.close()
+    second = WandbSink(LoggingConfig(wandb="offline"), tmp_path, {}, run_id=first.run_id)
+    second.log({"reward/total": 0.75}, 2)
+    second.close()
+    assert second.run_id == first.run_id
+    records = sorted((tmp_path / "wandb").glob(f"offline-run-*-{first.run_id}*/*.wandb"))
+    assert [row["_step"] for record in records for row in history(record.read_bytes())] == [1, 2]
+
+
 def history(content: bytes) -> list[dict[str, Any]]:
     """Rows of a .wandb file, numbers rounded to 6 digits.
 

@@ -1,0 +1,63 @@
+"""A run that goes on from a checkpoint begins with what the run of that checkpoint recorded up to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from astrolabe_ray.report.run_dir import (
+    Json,
+    RunDir,
+    append_line,
+    read_json,
+    read_lines,
+    write_bytes,
+    write_json,
+)
+from astrolabe_ray.types import EvalRecord, Evaluation, PolicyVersion
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What a run knows of the part before it. Nothing, for a run from the start."""
+
+    evaluations: tuple[Evaluation, ...] = ()
+    wandb_id: str | None = None
+
+
+def take_over(checkpoint: Path, run_dir: RunDir) -> Earlier:
+    """Copy metrics, evaluations and shown videos up to `checkpoint` into `run_dir`, and note whose they are.
+
+    The last evaluation of a run that ended is left out: it was of the EMA weights, and this run has its own.
+    A checkpoint that lies outside of a run's folder gives Earlier().
+    """
+    old, step = RunDir(checkpoint.resolve().parent.parent), read_json(checkpoint / "state.json")["step"]
+    write_json(run_dir.origin, {"run": str(old.path), "checkpoint": str(checkpoint), "step": step})
+    if not old.evaluations.exists():
+        return Earlier()
+    for row in read_lines(old.metrics):
+        if row["step"] <= step:
+            append_line(run_dir.metrics, row)
+    evaluations = [line for line in read_lines(old.evaluations) if line["phase"] != "after"]
+    lines = [line for line in evaluations if line["step"] <= step]
+    for line in lines:
+        append_line(run_dir.evaluations, line)
+    _copy_videos(old, run_dir, {line["phase"] for line in lines})
+    wandb_id = old.wandb_id.read_text().strip() if old.wandb_id.exists() else None
+    return Earlier(tuple(map(_evaluation, lines)), wandb_id)
+
+
+def _evaluation(line: Json) -> Evaluation:
+    """Inverse of what `RunRecorder.evaluated` writes; videos are in files."""
+    records = tuple(EvalRecord(**record) for record in line["records"])
+    return Evaluation(line["phase"], PolicyVersion(step=line["step"]), records, line["diversity"])
+
+
+def _copy_videos(old: RunDir, run_dir: RunDir, phases: set[str]) -> None:
+    index_file = old.eval_videos / "index.json"
+    index = read_json(index_file) if index_file.exists() else []
+    kept = [entry for entry in index if entry["phase"] in phases]
+    for entry in kept:
+        write_bytes(run_dir.eval_videos / entry["file"], (old.eval_videos / entry["file"]).read_bytes())
+    if kept:
+        write_json(run_dir.eval_videos / "index.json", kept)

@@ -1,0 +1,46 @@
+"""What a learner rank reads of the rollouts it trains on: their latents, all before the first gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from astrolabe_ray.errors import PayloadsLost
+from astrolabe_ray.roles import BlobStore
+from astrolabe_ray.types import TrainSample
+from learner.process_group import sum_over_ranks
+
+Payloads = dict[str, object]
+"""Rollout id -> its latents as they were sent, read where they lie."""
+
+
+def read_all(blobs: BlobStore, samples: Sequence[TrainSample]) -> Payloads:
+    """Latents of this rank's `samples`. All ranks must call it together, even with none.
+
+    Raises PayloadsLost on every rank when one of them misses some, since the others would wait for it in
+    the next collective; each names its own.
+    """
+    found: Payloads = {}
+    lost: dict[str, PayloadsLost] = {}
+    for sample in samples:
+        try:
+            found[sample.rollout_id] = blobs.get(sample.latents)
+        except PayloadsLost as failure:
+            lost[sample.rollout_id] = failure
+    (num_lost,) = sum_over_ranks([float(len(lost))])
+    if num_lost:
+        first = "; ".join(str(failure) for failure in list(lost.values())[:1])
+        raise PayloadsLost(f"latents of {num_lost:.0f} rollouts are lost. {first}".strip(), tuple(lost))
+    return found
+
+
+def latents(array: object) -> Tensor:
+    """float32 tensor of a latents payload: float32, or bfloat16 bits as uint16. Raises TypeError."""
+    if isinstance(array, np.ndarray) and array.dtype == np.uint16:
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).float()
+    if isinstance(array, np.ndarray) and array.dtype == np.float32:
+        return torch.from_numpy(array.copy())
+    raise TypeError(f"latents must be a float32 or uint16 array, got {getattr(array, 'dtype', type(array))}")
