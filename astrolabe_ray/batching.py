@@ -1,16 +1,17 @@
 """Groups with advantages -> microbatches for each learner rank. Pure integers and lists.
 
-Each rank gets the same number of microbatches, because ZeRO reduces gradients after every backward:
-a rank with one backward less would leave the others waiting for ever. The numbers of samples may
-differ; the learner weights each sample by 1 / num_samples of the whole batch.
+Each rank gets the same number of microbatches, and at each place all ranks have one policy version and
+one window: ZeRO reduces gradients after every backward and ZeRO 3 gathers weights in every forward, so a
+rank that does something else would leave the others waiting for ever. The numbers of samples may differ;
+the learner weights each sample by 1 / num_samples of the whole batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
-from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.types import PolicyVersion, RolloutGroup, TrainBatch, TrainSample
 
 MicroBatch = tuple[TrainSample, ...]
@@ -29,8 +30,6 @@ def make_train_batch(
     """Split all rollouts of `groups` over the ranks.
 
     `advantages[g][i]` and `kl_weights[g][i]` belong to `groups[g].rollouts[i]`.
-
-    Raises ConfigError when the ranks cannot have the same number of microbatches.
     """
     samples = [
         TrainSample(
@@ -45,25 +44,11 @@ def make_train_batch(
         for group, *rows in zip(groups, advantages, kl_weights, strict=True)
         for r, advantage, kl_weight in zip(group.rollouts, *rows, strict=True)
     ]
-    if len(samples) % num_ranks:
-        raise ConfigError(
-            f"{len(samples)} rollouts per step do not split over {num_ranks} learner ranks: "
-            "choose rollout.num_groups x rollout.group_size as a multiple of learner.num_ranks."
-        )
-    micro_batches = even_out(split(samples, micro_batch_size), num_ranks)
-    ranks = tuple(tuple(micro_batches[rank::num_ranks]) for rank in range(num_ranks))
-    return TrainBatch(step=step, seed=seed, ranks=ranks, num_samples=len(samples))
-
-
-def split(samples: Sequence[TrainSample], micro_batch_size: int) -> list[MicroBatch]:
-    """Microbatches of one policy version and one window each, at most `micro_batch_size` samples."""
-    micro_batches: list[MicroBatch] = []
+    ranks: list[list[MicroBatch]] = [[] for _ in range(num_ranks)]
     for _, run in groupby(sorted(samples, key=_forward), key=_forward):  # stable
-        members = list(run)
-        micro_batches += [
-            tuple(members[i : i + micro_batch_size]) for i in range(0, len(members), micro_batch_size)
-        ]
-    return micro_batches
+        for number, micro_batch in enumerate(split(list(run), micro_batch_size, num_ranks)):
+            ranks[number % num_ranks].append(micro_batch)
+    return TrainBatch(step=step, seed=seed, ranks=tuple(map(tuple, ranks)), num_samples=len(samples))
 
 
 def _forward(sample: TrainSample) -> tuple[PolicyVersion, int]:
@@ -71,19 +56,21 @@ def _forward(sample: TrainSample) -> tuple[PolicyVersion, int]:
     return sample.policy_version, sample.window_start
 
 
-def even_out(micro_batches: list[MicroBatch], num_ranks: int) -> list[MicroBatch]:
-    """Halve the largest microbatches until their number is a multiple of `num_ranks`.
+def split(samples: Sequence[TrainSample], micro_batch_size: int, num_ranks: int) -> list[MicroBatch]:
+    """Microbatches of at most `micro_batch_size` samples, a multiple of `num_ranks` in number.
 
-    Always possible when the number of samples is one, too: at the latest when every piece holds one
-    sample. Largest first, so that the ranks' shares stay close.
+    The largest are halved until the number fits, so that the ranks' shares stay close. Where even single
+    samples are too few, copies of one that weigh nothing fill the gap.
     """
-    pieces = list(micro_batches)
-    while len(pieces) % num_ranks:
+    starts = range(0, len(samples), micro_batch_size)
+    pieces = [tuple(samples[start : start + micro_batch_size]) for start in starts]
+    while len(pieces) % num_ranks and len(pieces) < len(samples):
         largest = max(range(len(pieces)), key=lambda i: len(pieces[i]))
         piece = pieces.pop(largest)
         half = (len(piece) + 1) // 2
         pieces += [piece[:half], piece[half:]]
-    return sorted(pieces, key=len, reverse=True)
+    pieces.sort(key=len, reverse=True)
+    return pieces + [(replace(samples[0], weight=0.0),)] * (-len(pieces) % num_ranks)
 
 
 def slices(group_size: int, batch_size: int) -> list[tuple[int, ...]]:

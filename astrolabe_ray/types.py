@@ -117,6 +117,7 @@ class TrainSample:
     advantage: float
     kl_weight: float = 1.0  # of its distance to the reference policy, mean 1 over the batch; 0: not computed
     window_start: int = 0  # first latent frame of the loss; those before it are context
+    weight: float = 1.0  # 0: a copy that only keeps the ranks in step
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from astrolabe_ray.models.files import anywhere
 from astrolabe_ray.models.registry import files_of, load_transformer
 from astrolabe_ray.models.text_encoder import TextEncoder
 from astrolabe_ray.models.wan.context import ContextRule
+from astrolabe_ray.models.wan.kernels import choose_kernel
 from astrolabe_ray.roles import BlobStore
 from astrolabe_ray.types import ControllerState, PolicyVersion, StepResult, TrainSample, WeightManifest
 from astrolabe_ray.weights.pack import pack
@@ -110,6 +111,7 @@ class LearnerWorker:
         files = files_of(m)
         base = load_transformer(files, dtype, self.device)
         base.gradient_checkpointing = spec.learner.gradient_checkpointing
+        base.use_attention(choose_kernel(m.attention, self.device, dtype))
         self._architecture = base.architecture
         model = with_policies(
             base, spec.lora, files.lora_init, seed=spec.seed, has_reference=moves(spec.algorithm)
@@ -248,10 +250,13 @@ class LearnerWorker:
         reference_rows = self._reference.rows(micro_batches)
         for number, (samples, rows) in enumerate(zip(micro_batches, reference_rows, strict=True)):
             last_batch = number == len(micro_batches) - 1
+            weights_B = torch.tensor([sample.weight for sample in samples], device=self.device)
             for losses, last_draw in self._losses(samples, seed, rows):
-                self._engine.backward(losses.total.sum() * weight, last=last_batch and last_draw)
+                self._engine.backward(
+                    (weights_B * losses.total).sum() * weight, last=last_batch and last_draw
+                )
                 parts = (losses.total.detach(), losses.policy, losses.kl, losses.old_deviation)
-                sums += torch.stack([part.double().sum() for part in parts]) / num_draws
+                sums += torch.stack([(weights_B * part).double().sum() for part in parts]) / num_draws
         return sums.tolist()
 
     def _losses(

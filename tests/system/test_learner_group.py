@@ -170,6 +170,19 @@ async def test_a_penalty_that_counts_on_one_rank_only_equals_a_plain_learner(spe
         assert difference(await weights(group), plain.old[result.version]) <= 2e-6
 
 
+async def test_copies_without_weight_keep_ranks_in_step_and_change_nothing(spec) -> None:
+    """A rank without a sample of some policy version would hang, or a copy would count twice."""
+    spec = dataclasses.replace(spec, learner=spec.learner.model_copy(update={"zero_stage": 3}))
+    async with running(spec) as group:
+        plain = PlainLearner(spec, await weights(group))
+        s = samples(0, 3, stale=0)
+        copies = [dataclasses.replace(x, weight=0.0) for x in s]
+        batch = TrainBatch(0, SEED, ((tuple(s[:2]), (s[2],)), ((copies[0],), (copies[2],))), 3)
+        result, oracle = await group.train(with_references(batch)), plain.train(s, SEED)
+        assert result.metrics["loss"] == pytest.approx(oracle["loss"], rel=2e-5)
+        assert difference(await weights(group), plain.old[result.version]) <= 2e-6
+
+
 class Dying:
     """Its payloads end with its process."""
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from itertools import chain
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astrolabe_ray.batching import make_train_batch, slices
-from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.types import PolicyVersion, Rollout, RolloutGroup, Scores
 
 
@@ -44,23 +42,32 @@ def test_every_sample_lands_on_exactly_one_rank_with_equal_microbatch_counts(
     batch = make_train_batch(
         groups, advantages, kl_weights, step=5, seed=1, num_ranks=num_ranks, micro_batch_size=micro_batch_size
     )
-    dealt = [sample for rank in batch.ranks for micro_batch in rank for sample in micro_batch]
+    everything = [sample for rank in batch.ranks for micro_batch in rank for sample in micro_batch]
+    dealt = [sample for sample in everything if sample.weight]
     expected = {f"g{g}/{i}": float(10 * g + i) for g in range(len(groups)) for i in range(group_size)}
     assert {sample.rollout_id: sample.advantage for sample in dealt} == expected
     assert all(sample.kl_weight == sample.advantage / 2 for sample in dealt)
     assert len(dealt) == batch.num_samples == len(expected)
-    assert len({len(rank) for rank in batch.ranks}) == 1
-    for micro_batch in chain(*batch.ranks):
-        assert 1 <= len(micro_batch) <= micro_batch_size
-        assert len({(sample.policy_version, sample.window_start) for sample in micro_batch}) == 1
+    for together in zip(*batch.ranks, strict=True):
+        assert len({(s.policy_version, s.window_start) for s in chain(*together)}) == 1
+        assert all(1 <= len(micro_batch) <= micro_batch_size for micro_batch in together)
+        assert any(sample.weight for sample in chain(*together))
 
 
-def test_samples_that_do_not_split_over_the_ranks_are_refused() -> None:
-    """Guards against a hang instead of an error."""
-    with pytest.raises(ConfigError, match="3 rollouts per step do not split over 2 learner ranks"):
-        make_train_batch(
-            groups_of([0], 3), [[0.0] * 3], [[1.0] * 3], step=0, seed=0, num_ranks=2, micro_batch_size=4
-        )
+def test_ranks_that_find_no_sample_of_a_version_get_a_copy_without_weight() -> None:
+    """Under ZeRO 3 all ranks pass the same policies together, or none of them goes on."""
+    batch = make_train_batch(
+        groups_of([0, 0, 2], 1),
+        [[1.0], [2.0], [3.0]],
+        [[1.0]] * 3,
+        step=2,
+        seed=0,
+        num_ranks=2,
+        micro_batch_size=4,
+    )
+    for rank, weight in zip(batch.ranks, (1.0, 0.0), strict=True):
+        assert [(s.rollout_id, s.weight) for s in chain(*rank)] == [(f"g{i}/0", weight) for i in range(3)]
+    assert batch.num_samples == 3
 
 
 def test_slices_cover_a_group_in_order() -> None:
