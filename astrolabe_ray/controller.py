@@ -21,7 +21,7 @@ from astrolabe_ray.errors import DataFailure, RunStalled
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.roles import Learner, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.rollout_buffer import RolloutBuffer
-from astrolabe_ray.step_metrics import PhaseClock, step_metrics, total_reward
+from astrolabe_ray.step_metrics import PhaseClock, step_metrics, training_rewards
 from astrolabe_ray.types import Evaluation, Rollout, RolloutGroup, RolloutRequest, Span, Stage
 from astrolabe_ray.weight_channel import WeightChannel
 
@@ -227,8 +227,10 @@ class Controller:
 
     async def _train_step(self, groups: list[RolloutGroup], *, began: float) -> None:
         weights = {reward.key: reward.weight for reward in self.config.rewards}
-        totals = [[total_reward(scores, weights) for scores in group.scores] for group in groups]
-        advantages, advantage_stats = group_advantages(totals, std=self.config.algorithm.advantage_std)
+        algorithm, scores = self.config.algorithm, [group.scores for group in groups]
+        totals = training_rewards(scores, weights, "raw")
+        rewards = training_rewards(scores, weights, algorithm.reward_scale)
+        advantages, advantage_stats = group_advantages(rewards, std=algorithm.advantage_std)
         batch = make_train_batch(
             groups,
             advantages,

@@ -19,6 +19,7 @@ from astrolabe_ray.config.schema import (
     RolloutConfig,
     RunConfig,
 )
+from astrolabe_ray.config.scorer_cards import scorer_name
 
 Rewards = dict[str, float]
 """Reward key -> weight."""
@@ -148,7 +149,8 @@ def _rewards(rewards: Rewards, split: GpuSplit) -> tuple[RewardConfig, ...]:
             max_batch_size=4,
             request_timeout_s=LONGEST_WAIT_S,
         )
-        for (key, weight), share in zip(rewards.items(), split.servers, strict=True)
+        for key, weight in rewards.items()
+        for share in [split.servers[scorer_name(key)]]
     )
 
 
