@@ -53,7 +53,7 @@ def normalised(levels_NCHW: Tensor) -> Tensor:
 
 
 def patches(pictures_NTPCHW: Tensor) -> Tensor:
-    """Patches [N x tokens x 4, C x 2 x 14 x 14] of normalised [N, T, 2, C, H, W], four of a token together."""
+    """Patches [N x tokens x 4, C x 2 x 14 x 14] of normalised [N, T, 2, C, H, W], a token's four together."""
     n, t, pair, c, height, width = pictures_NTPCHW.shape
     rows, columns = height // (PATCH * MERGE), width // (PATCH * MERGE)
     cut = pictures_NTPCHW.reshape(n, t, pair, c, rows, MERGE, PATCH, columns, MERGE, PATCH)

@@ -1,4 +1,4 @@
-"""HPSv3: how much people would prefer each frame, as mean and spread of a rating; a video has its best frames'.
+"""HPSv3: how much people would like each frame, as mean and spread of a rating; the best frames count.
 
 Frames are judged one by one by a Qwen2-VL-7B, so any number of videos can share a forward.
 """

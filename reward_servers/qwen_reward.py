@@ -26,7 +26,7 @@ SYSTEM = "You are a helpful assistant."
 
 
 class QwenReward(nn.Module):
-    """The language model reads pictures and text; `head` turns what it holds at chosen tokens into numbers."""
+    """The language model reads pictures and text; `head` makes numbers of what it holds at chosen tokens."""
 
     def __init__(self, config: Qwen2VLConfig, head: nn.Module) -> None:
         super().__init__()

@@ -153,6 +153,6 @@ def test_a_changed_prompt_text_is_refused(tmp_path: Path) -> None:
     path = tiny.folder / HPSV3_TEXT
     path.write_text(path.read_text().replace("Rate", "rate"))
     with pytest.raises(
-        ConfigError, match="INSTRUCTION in .* is not the text that the model was trained with"
+        ConfigError, match=r"INSTRUCTION in .* is not the text that the model was trained with"
     ):
         scorer(tiny.folder)
