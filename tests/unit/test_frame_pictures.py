@@ -31,7 +31,7 @@ def test_a_wan_frame_becomes_the_size_that_the_models_were_trained_with() -> Non
 
 @pytest.mark.parametrize("size", [(480, 832), (832, 480), (32, 32), (336, 588), (720, 1280)])
 def test_pictures_are_those_of_the_processor_with_pillow(size: tuple[int, int]) -> None:
-    """Within one 8-bit level of Pillow's result (1 / 255 / 0.26 after normalising), and equal in 99.5 % of the
+    """Within one 8-bit level of Pillow's result (1 / 255 / 0.26 after normalising), equal in 99.5 % of the
     values: a resize without antialiasing or in another order differs by tens of levels."""
     pixels = frame(*size)
     processor = Qwen2VLImageProcessorPil(size={"shortest_edge": BUDGET, "longest_edge": BUDGET})

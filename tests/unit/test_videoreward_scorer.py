@@ -40,7 +40,7 @@ def videos() -> np.ndarray:
 
 
 def held_at_tokens(tiny: TinyVideoReward, video: np.ndarray, prompt: str) -> np.ndarray:
-    """What the language model holds at VQ, MQ and TA, [3, 32]: torchvision, processor, one video at a time."""
+    """What the language model holds at VQ, MQ and TA, [3, 32]: torchvision, processor, one at a time."""
     height, width = fit_pixels(*video.shape[2:], BUDGET)
     small = resize(torch.from_numpy(video), [height, width], InterpolationMode.BICUBIC, antialias=True)
     processor = Qwen2VLVideoProcessor(do_resize=False, do_sample_frames=False)
