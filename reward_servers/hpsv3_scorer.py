@@ -22,7 +22,7 @@ from astrolabe_ray.config.reward_files import (
 from astrolabe_ray.models.published_texts import filled, read_texts
 from astrolabe_ray.models.weight_files import read_safetensors
 from reward_servers.frame_pictures import PAIR, fit_pixels, grid_of, normalised, num_tokens, patches, resized
-from reward_servers.qwen_reward import RewardTokenizer, load_network, read_config
+from reward_servers.qwen_reward import RewardTokenizer, load_network, read_config, width_of
 from reward_servers.scorers import ScorerSetup
 
 NUM_PIXELS = 256 * 28 * 28
@@ -51,7 +51,7 @@ class HPSv3Scorer:
         self._tokenizer = RewardTokenizer(folder / HPSV3_BASE, [REWARD_TOKEN])
         config = read_config(folder / HPSV3_BASE, len(self._tokenizer))
         weights = folder / HPSV3_WEIGHTS
-        head = rank_head(config.text_config.hidden_size)
+        head = rank_head(width_of(config))
         self._network = load_network(config, head, read_safetensors(weights), weights, setup.device)
 
     @torch.inference_mode()
@@ -77,7 +77,8 @@ class HPSv3Scorer:
 
     def _rate(self, frames_NCHW: Tensor, captions: Sequence[str]) -> Tensor:
         """mu and sigma [N, 2], float32, of single frames."""
-        height, width = fit_pixels(*frames_NCHW.shape[2:], self._num_pixels)
+        _, _, height, width = frames_NCHW.shape
+        height, width = fit_pixels(height, width, self._num_pixels)
         pictures = normalised(resized(frames_NCHW.to(self._device).float(), height, width))
         pairs = pictures[:, None, None].expand(-1, 1, PAIR, -1, -1, -1)  # a still picture, twice
         grid = grid_of(1, height, width)

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -65,15 +66,14 @@ class RewardTokenizer:
         )
         first = len(self._tokenizer)
         self._tokenizer.add_special_tokens({"additional_special_tokens": list(read_tokens)})
-        self.read = [self._tokenizer.convert_tokens_to_ids(token) for token in read_tokens]
+        self.read = [_id(self._tokenizer, token) for token in read_tokens]
         if self.read != list(range(first, first + len(read_tokens))):
             raise ConfigError(
                 f"the tokenizer in {folder} has {', '.join(read_tokens)} already; fetch it again"
             )
-        pad = self._tokenizer.pad_token_id
-        if pad is None:
+        if self._tokenizer.pad_token is None:
             raise ConfigError(f"the tokenizer in {folder} has no padding token; fetch it again")
-        self._pad = pad
+        self._pad = _id(self._tokenizer, str(self._tokenizer.pad_token))
         self._special = set(self._tokenizer.get_added_vocab())
 
     def __len__(self) -> int:
@@ -105,6 +105,12 @@ class RewardTokenizer:
         return ids, (torch.arange(ids.shape[1])[None] < lengths[:, None]).int()
 
 
+def _id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int)
+    return found
+
+
 def read_config(folder: Path, num_tokens: int) -> Qwen2VLConfig:
     """The base's sizes with an embedding for each token of the tokenizer. Raises ConfigError."""
     try:
@@ -114,8 +120,15 @@ def read_config(folder: Path, num_tokens: int) -> Qwen2VLConfig:
         raise ConfigError(
             f"{folder / 'config.json'} is no Qwen2-VL config: {reason}; fetch it again"
         ) from None
-    config.text_config.vocab_size = num_tokens
+    text: Any = config.text_config
+    text.vocab_size = num_tokens
     return config
+
+
+def width_of(config: Qwen2VLConfig) -> int:
+    """Numbers that the language model holds at each token."""
+    text: Any = config.text_config
+    return text.hidden_size
 
 
 def load_network(

@@ -31,7 +31,7 @@ class UnifiedRewardScorer:
 
     def __init__(self, setup: ScorerSetup) -> None:
         """The endpoint is not asked yet. The key is that of OPENAI_API_KEY, if the endpoint wants one."""
-        import openai
+        import openai  # type: ignore[import-not-found, unused-ignore]
 
         self._errors = openai
         self._model = setup.options["model"]

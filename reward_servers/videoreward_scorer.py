@@ -25,7 +25,7 @@ from astrolabe_ray.errors import ConfigError, DataFailure
 from astrolabe_ray.models.published_texts import filled, read_texts
 from astrolabe_ray.models.weight_files import read_pickled
 from reward_servers.frame_pictures import PAIR, fit_pixels, grid_of, normalised, num_tokens, patches, resized
-from reward_servers.qwen_reward import RewardTokenizer, load_network, merged_lora, read_config
+from reward_servers.qwen_reward import RewardTokenizer, load_network, merged_lora, read_config, width_of
 from reward_servers.scorers import ScorerSetup
 
 NUM_PIXELS = 256 * 28 * 28
@@ -58,7 +58,7 @@ class VideoRewardScorer:
         config = read_config(folder / VIDEOREWARD_BASE, len(self._tokenizer))
         weights = newest_checkpoint(folder / VIDEOREWARD)
         tensors = plain_weights(weights, released.lora_alpha)
-        head = side_head(config.text_config.hidden_size, tensors, weights)
+        head = side_head(width_of(config), tensors, weights)
         self._network = load_network(config, head, tensors, weights, setup.device)
         self._mean, self._std = torch.tensor(released.mean), torch.tensor(released.std)
 
@@ -81,8 +81,8 @@ class VideoRewardScorer:
 
     def _read(self, videos_BFCHW: Tensor, prompts: Sequence[str]) -> Tensor:
         """Raw numbers [B, 3, 1 or 3], float32."""
-        batch, num_frames = videos_BFCHW.shape[:2]
-        height, width = fit_pixels(*videos_BFCHW.shape[3:], self._num_pixels)
+        batch, num_frames, _, height, width = videos_BFCHW.shape
+        height, width = fit_pixels(height, width, self._num_pixels)
         frames = resized(videos_BFCHW.flatten(0, 1).to(self._device).float(), height, width)
         pairs = normalised(frames).reshape(batch, num_frames // PAIR, PAIR, 3, height, width)
         grid = grid_of(num_frames // PAIR, height, width)

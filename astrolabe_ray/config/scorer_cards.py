@@ -102,7 +102,7 @@ CARDS = (
             "video_hpsv3_mean": Reading(),
             "video_hpsv3_sigma": Reading(),
         },
-        "Apache-2.0 (weights: see the publisher)",
+        "MIT (code; weights: see the publisher)",
         "HPSv3: a Qwen2-VL-7B with a rank head, on every frame",
         HPSV3_FILES,
         batch_size=4,
