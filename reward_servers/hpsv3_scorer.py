@@ -83,11 +83,10 @@ class HPSv3Scorer:
         pairs = pictures[:, None, None].expand(-1, 1, PAIR, -1, -1, -1)  # a still picture, twice
         grid = grid_of(1, height, width)
         texts = [filled(self._instruction, caption) + self._closing for caption in captions]
-        ids, mask = self._tokenizer.batch(texts, num_tokens(grid), "image")
+        ids = self._tokenizer.batch(texts, num_tokens(grid), "image")
         grids = torch.tensor([grid] * len(texts), device=self._device)
         read = self._network(
             ids.to(self._device),
-            mask.to(self._device),
             patches(pairs),
             grids,
             self._tokenizer.read,

@@ -35,9 +35,12 @@ class QwenReward(nn.Module):
         self.head = head
 
     def forward(
-        self, ids_BL: Tensor, mask_BL: Tensor, patches: Tensor, grids: Tensor, read: Sequence[int], kind: str
+        self, ids_BL: Tensor, patches: Tensor, grids: Tensor, read: Sequence[int], kind: str
     ) -> Tensor:
-        """What the head says at each token of `read`, in order: float32 [B, K, numbers]."""
+        """What the head says at each token of `read`, in order: float32 [B, K, numbers].
+
+        Padding on the right needs no mask: no token sees what comes after it.
+        """
         names = {
             "image": ("pixel_values", "image_grid_thw"),
             "video": ("pixel_values_videos", "video_grid_thw"),
@@ -46,7 +49,6 @@ class QwenReward(nn.Module):
         positions = torch.arange(ids_BL.shape[1], device=ids_BL.device).expand(3, *ids_BL.shape)
         held_BLD = self.backbone(
             input_ids=ids_BL,
-            attention_mask=None if bool(mask_BL.all()) else mask_BL,
             position_ids=positions,
             use_cache=False,
             **{pixels: patches, grid: grids},
@@ -88,8 +90,8 @@ class RewardTokenizer:
                 "and not as text; remove it from the prompt"
             )
 
-    def batch(self, texts: Sequence[str], num_vision: int, kind: str) -> tuple[Tensor, Tensor]:
-        """Ids and mask [B, L], padded on the right, of one turn with `num_vision` tokens of pictures each."""
+    def batch(self, texts: Sequence[str], num_vision: int, kind: str) -> Tensor:
+        """Ids [B, L], padded on the right, of one turn with `num_vision` tokens of pictures each."""
         seen = VISION[kind] * num_vision
         turns = [
             f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n<|vision_start|>{seen}<|vision_end|>"
@@ -101,8 +103,7 @@ class RewardTokenizer:
         ids = torch.full((len(rows), max(map(len, rows))), self._pad)
         for number, row in enumerate(rows):
             ids[number, : len(row)] = torch.tensor(row)
-        lengths = torch.tensor([len(row) for row in rows])
-        return ids, (torch.arange(ids.shape[1])[None] < lengths[:, None]).int()
+        return ids
 
 
 def _id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:

@@ -87,11 +87,10 @@ class VideoRewardScorer:
         pairs = normalised(frames).reshape(batch, num_frames // PAIR, PAIR, 3, height, width)
         grid = grid_of(num_frames // PAIR, height, width)
         texts = [filled(self._text, prompt) for prompt in prompts]
-        ids, mask = self._tokenizer.batch(texts, num_tokens(grid), "video")
+        ids = self._tokenizer.batch(texts, num_tokens(grid), "video")
         grids = torch.tensor([grid] * batch, device=self._device)
         return self._network(
             ids.to(self._device),
-            mask.to(self._device),
             patches(pairs),
             grids,
             self._tokenizer.read,

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from ray import exceptions as rx
 
 from astrolabe_ray.config.schema import RewardConfig
@@ -221,6 +223,16 @@ def test_a_bad_request_fails_alone_in_its_batch() -> None:
     assert results[2] is lost
     assert isinstance(results[3], DataFailure) and "gave level nan" in str(results[3])
     assert results[4] == {"level": [30.0]}
+
+
+@given(st.lists(st.tuples(st.integers(1, 254), st.sampled_from([2, 5]), st.integers(1, 3)), max_size=6))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_scores_do_not_depend_on_how_requests_are_batched(asked: list[tuple[int, int, int]]) -> None:
+    """Which requests meet in a batch is chance; of other shapes, counts or order they must not matter."""
+    fetched = [plain(level, frames, count) for level, frames, count in asked]
+    together = score_together(Brightness(), fetched, requests_for(fetched))
+    alone = [score_together(Brightness(), [each], requests_for([each]))[0] for each in fetched]
+    assert together == alone == [{"level": [float(level)] * count} for level, _, count in asked]
 
 
 @pytest.mark.parametrize(
