@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLModel
+from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLModel
 
 from astrolabe_ray.errors import ConfigError, DataFailure
 from astrolabe_ray.models.checkpoints import load_strict
+from astrolabe_ray.models.text_encoder import load_tokenizer
 
 VISION = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 SYSTEM = "You are a helpful assistant."
@@ -62,10 +63,8 @@ class RewardTokenizer:
     """Turns a text with pictures into token ids; knows the special tokens that the reward is read at."""
 
     def __init__(self, folder: Path, read_tokens: Sequence[str]) -> None:
-        """`read_tokens` are added after the tokens that are there. Raises ConfigError if one is there."""
-        self._tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True
-        )
+        """`read_tokens` are added after the others. Raises ConfigError if one is there, or no tokenizer."""
+        self._tokenizer: PreTrainedTokenizerFast = load_tokenizer(folder)
         first = len(self._tokenizer)
         self._tokenizer.add_special_tokens({"additional_special_tokens": list(read_tokens)})
         self.read = [_id(self._tokenizer, token) for token in read_tokens]

@@ -82,7 +82,8 @@ DETAILED_PROMPT = PublishedText(
 
 
 def _base_needs(folder: str) -> tuple[FileNeed, ...]:
-    return (FileNeed(f"{folder}/config.json"), FileNeed(f"{folder}/tokenizer_config.json"))
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json")
+    return tuple(FileNeed(f"{folder}/{name}") for name in names)
 
 
 HPSV3_FILES = (

@@ -50,7 +50,7 @@ class ScorerCard:
     packages: tuple[str, ...] = ()  # modules that must be installed besides those of this project
     options: Mapping[str, str] = field(default_factory=dict)  # name -> default, for `rewards.N.options`
     file_options: tuple[str, ...] = ()  # options that name a file, or nothing
-    batch_size: int = 16  # videos that one forward takes well; `max_batch_size` of a reward decides
+    batch_size: int = 16  # videos in one forward at full size, for presets; a reward's `max_batch_size`
     memory: Mapping[str, float] = field(default_factory=dict)  # part -> bytes
     tflop: float | None = None  # of one view of a video with 81 frames; None: hardly any
     stand_in: str | None = None  # embedded scorer that looks at the same side of a video
@@ -122,7 +122,7 @@ CARDS = (
         "see the publisher",
         "VideoReward (VideoAlign): a Qwen2-VL-2B read at three tokens, on ten frames",
         VIDEOREWARD_FILES,
-        batch_size=8,
+        batch_size=4,
         memory={"weights": 4.4 * GB, "activations": 1.5 * GB},
         tflop=13.1,
         stand_in="image_quality",
