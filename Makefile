@@ -54,6 +54,7 @@ format: $(STAMP)
 docs: $(STAMP)
 	@$(RUN) docs/write_reference.py
 	@$(RUN) docs/write_presets.py
+	@$(RUN) docs/write_rewards.py
 
 # Runs (logs/) are kept: they are results.
 clean:

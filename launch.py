@@ -34,10 +34,10 @@ def main() -> None:
         sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 
-def scorer_keys() -> Collection[str]:
-    from reward_servers.scorers import SCORERS
+def reward_problems(reward: RewardConfig) -> Sequence[tuple[str, str]]:
+    from reward_servers.scorers import reward_problems
 
-    return SCORERS.keys()
+    return reward_problems(reward)
 
 
 def checkpoint_problem(folder: Path) -> str | None:
@@ -104,26 +104,26 @@ def make_roles(config: RunConfig) -> Roles:
 
 
 def start_rewards(config: RunConfig) -> None:
-    from reward_servers.app import ServerSpec
+    from reward_servers.app import server_specs
     from reward_servers.deploy import ensure
 
-    ensure([ServerSpec.of(reward) for reward in config.rewards])
+    ensure(server_specs(config.rewards))
 
 
 def stop_rewards(config: RunConfig) -> None:
-    from reward_servers.app import ServerSpec
+    from reward_servers.app import server_specs
     from reward_servers.deploy import down, status
 
-    wanted = tuple(ServerSpec.of(reward).settings_name for reward in config.rewards)
+    wanted = tuple(spec.settings_name for spec in server_specs(config.rewards))
     down([server.name for server in status() if server.name.startswith(wanted)])  # also of earlier code
 
 
 def running_rewards(config: RunConfig) -> Collection[str]:
-    from reward_servers.app import ServerSpec
+    from reward_servers.app import server_specs
     from reward_servers.deploy import status
 
     running = {server.name for server in status() if server.status == "RUNNING"}
-    return [reward.key for reward in config.rewards if ServerSpec.of(reward).app_name in running]
+    return [spec.scorer for spec in server_specs(config.rewards) if spec.app_name in running]
 
 
 def reward_servers() -> Sequence[ServerLine]:
@@ -133,7 +133,7 @@ def reward_servers() -> Sequence[ServerLine]:
 
 
 WIRING = Wiring(
-    scorer_keys=scorer_keys,
+    reward_problems=reward_problems,
     checkpoint_problem=checkpoint_problem,
     latest_checkpoint=latest_checkpoint,
     plan_scenes=plan_scenes,

@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from astrolabe_ray.algorithms.advantages import group_advantages
-from astrolabe_ray.batching import make_train_batch, slices
+from astrolabe_ray.batching import slices
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.config.train_window import train_window
 from astrolabe_ray.data.group_sampler import GroupSampler, group_seed, rollout_seed
@@ -24,7 +23,8 @@ from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.kl_selection import KlSelection
 from astrolabe_ray.roles import Learner, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.rollout_buffer import RolloutBuffer
-from astrolabe_ray.step_metrics import PhaseClock, step_metrics, total_reward
+from astrolabe_ray.step_batch import step_batch
+from astrolabe_ray.step_metrics import PhaseClock, step_metrics
 from astrolabe_ray.types import (
     Evaluation,
     Rollout,
@@ -272,21 +272,9 @@ class Controller:
 
     async def _train_step(self, groups: list[RolloutGroup], *, began: float) -> bool:
         """One step on `groups`, published; False if some of them have to be rolled out again first."""
-        weights = {reward.key: reward.weight for reward in self.config.rewards}
-        totals = [[total_reward(scores, weights) for scores in group.scores] for group in groups]
-        advantages, advantage_stats = group_advantages(totals, std=self.config.algorithm.advantage_std)
-        kl_weights, kl_stats = self.kl_selection.weights(groups)
-        batch = make_train_batch(
-            groups,
-            advantages,
-            kl_weights,
-            step=self.buffer.version.step,
-            seed=self.config.seed,
-            num_ranks=self.config.learner.num_ranks,
-            micro_batch_size=self.config.learner.micro_batch_size,
-        )
+        made = step_batch(groups, self.config, self.kl_selection, self.buffer.version.step)
         train_start = self._now()
-        result = await self._trained(batch, groups)
+        result = await self._trained(made.batch, groups)
         if result is None:
             return False
         self._span("train", "learner", train_start, step=result.version.step)
@@ -297,18 +285,14 @@ class Controller:
         self._span("publish", "learner", publish_start, step=result.version.step)
         ages = [self.buffer.age(r.policy_version) for group in groups for r in group.rollouts]
         self.buffer.trained(groups, result.version)
-        metrics = step_metrics(groups, totals, ages, result)
-        metrics |= (
-            advantage_stats
-            | kl_stats
-            | {
-                "groups/dropped": float(self.buffer.num_dropped),
-                "groups/redone": float(self.buffer.redone.total()),
-                "seconds/wait": train_start - began,
-                "seconds/publish": self._now() - publish_start,
-                "rollouts_per_s": batch.num_samples / (self._now() - began),
-            }
-        )
+        metrics = step_metrics(groups, made.totals, ages, result) | made.metrics
+        metrics |= {
+            "groups/dropped": float(self.buffer.num_dropped),
+            "groups/redone": float(self.buffer.redone.total()),
+            "seconds/wait": train_start - began,
+            "seconds/publish": self._now() - publish_start,
+            "rollouts_per_s": made.batch.num_samples / (self._now() - began),
+        }
         self.observer.step(metrics)
         self.observer.advance()
         self._progress()

@@ -6,13 +6,32 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean, pstdev
+from typing import Literal
 
+from astrolabe_ray.algorithms.advantages import group_scaled
 from astrolabe_ray.types import RolloutGroup, Scores, StepResult
 
 
 def total_reward(scores: Scores, weights: Mapping[str, float]) -> float:
     """Weighted sum of the raw scores; every reward of the run must be there."""
     return sum(weight * scores.values[key] for key, weight in weights.items())
+
+
+def training_rewards(
+    groups: Sequence[Sequence[Scores]], weights: Mapping[str, float], scale: Literal["raw", "group"]
+) -> list[list[float]]:
+    """What advantages are computed from, in the shape of `groups`: weighted sums of raw scores, or of scores
+    that are centred and divided by their std within their group, reward by reward.
+
+    Of raw sums the reward with the widest range decides; HPSv3 spans several times what VideoReward does.
+    """
+    if scale == "raw":
+        return [[total_reward(scores, weights) for scores in group] for group in groups]
+    rows = []
+    for group in groups:
+        scaled = {key: group_scaled([scores.values[key] for scores in group]) for key in weights}
+        rows.append([sum(weights[key] * scaled[key][i] for key in weights) for i in range(len(group))])
+    return rows
 
 
 def step_metrics(

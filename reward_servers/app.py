@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,10 +22,13 @@ import torch
 from ray import ObjectRef, serve
 from ray.exceptions import RayError
 
+from astrolabe_ray.config.plan import servers
 from astrolabe_ray.config.schema import RewardConfig
+from astrolabe_ray.config.scorer_cards import scorer_name
 from astrolabe_ray.errors import DataFailure, PayloadsLost
-from reward_servers.identity import made_of
-from reward_servers.scorers import Scorer, scorer_class
+from reward_servers.identity import files_of, made_of
+from reward_servers.scorers import Scorer, ScorerSetup, card_of, load_scorer, setup_of
+from reward_servers.scoring import Numbers, check_prompts, finite_numbers
 
 FETCH_TIMEOUT_S = 60.0
 MAX_ONGOING_REQUESTS = 32
@@ -36,30 +41,56 @@ STUCK_AFTER_S = 300.0
 class ServerSpec:
     """What makes two reward servers the same: these fields go into the name, `code` behind the others."""
 
-    key: str
+    scorer: str
     min_replicas: int
     max_replicas: int
     num_cpus: float
     num_gpus: float
     max_batch_size: int
-    code: str  # digest of the scorer's source and weights
+    frames_per_forward: int
+    folder: str  # absolute; empty for a scorer without files
+    options: tuple[tuple[str, str], ...]
+    code: str  # digest of the scorer's source and files
 
     @classmethod
     def of(cls, reward: RewardConfig) -> ServerSpec:
-        settings = [name for name in cls.__dataclass_fields__ if name != "code"]
-        return cls(**{name: getattr(reward, name) for name in settings}, code=made_of(reward.key))
+        """Raises ConfigError for an unknown reward key or option."""
+        card, setup = card_of(reward.key), setup_of(reward)
+        has_files = bool(card.files or card.file_options)
+        return cls(
+            scorer=scorer_name(reward.key),
+            min_replicas=reward.min_replicas,
+            max_replicas=reward.max_replicas,
+            num_cpus=reward.num_cpus,
+            num_gpus=reward.num_gpus,
+            max_batch_size=reward.max_batch_size,
+            frames_per_forward=reward.frames_per_forward,
+            folder=str(setup.folder) if has_files else "",
+            options=tuple(sorted(setup.options.items())),
+            code=made_of(scorer_name(reward.key), files_of(card, setup)),
+        )
+
+    @property
+    def setup(self) -> ScorerSetup:
+        device = "cuda" if self.num_gpus else "cpu"
+        return ScorerSetup(Path(self.folder), device, self.frames_per_forward, dict(self.options))
 
     @property
     def settings_name(self) -> str:
         """What the names of these servers begin with, whatever code they run."""
         settings = {name: value for name, value in asdict(self).items() if name != "code"}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        return f"reward-{self.key}-{digest[:8]}-"
+        return f"reward-{re.sub('[^A-Za-z0-9_]', '-', self.scorer)}-{digest[:8]}-"
 
     @property
     def app_name(self) -> str:
         """Example: `reward-tiny_clip-1a2b3c4d-5e6f7a8b`."""
         return self.settings_name + self.code[:8]
+
+
+def server_specs(rewards: Sequence[RewardConfig]) -> list[ServerSpec]:
+    """A server for each scorer of `rewards`, in their order. Raises ConfigError as `ServerSpec.of` does."""
+    return [ServerSpec.of(reward) for reward in servers(rewards).values()]
 
 
 @dataclass(frozen=True)
@@ -78,12 +109,12 @@ class RewardServer:
     def __init__(self, spec: ServerSpec) -> None:
         cv2.setNumThreads(1)
         torch.set_num_threads(max(1, int(spec.num_cpus)))
-        self._scorer: Scorer = scorer_class(spec.key)()
+        self._scorer: Scorer = load_scorer(spec.scorer, spec.setup)
         self._busy_since: float | None = None
         self._score_batch.set_max_batch_size(spec.max_batch_size)  # type: ignore[attr-defined]
 
-    async def score(self, request: ScoreRequest) -> list[float]:
-        """A finite score per video. Raises DataFailure, PayloadsLost."""
+    async def score(self, request: ScoreRequest) -> Numbers:
+        """Finite numbers by name, one per video. Raises DataFailure, PayloadsLost."""
         result = await self._score_batch(request)  # type: ignore[call-arg, arg-type]
         if isinstance(result, BaseException):
             raise result
@@ -99,7 +130,7 @@ class RewardServer:
         batch_wait_timeout_s=BATCH_WAIT_S,
         batch_size_fn=lambda requests: sum(len(request.videos) for request in requests),
     )
-    async def _score_batch(self, requests: list[ScoreRequest]) -> list[list[float] | BaseException]:
+    async def _score_batch(self, requests: list[ScoreRequest]) -> list[Numbers | BaseException]:
         """One forward for several requests. Fetches in parallel, scores off the event loop."""
         fetched = await asyncio.gather(*(fetch(request) for request in requests), return_exceptions=True)
         self._busy_since = time.monotonic()
@@ -128,21 +159,22 @@ def check_videos(videos: Sequence[np.ndarray], request: ScoreRequest) -> None:
             f"request {request.request_id} brings {len(videos)} arrays {sorted(shapes)} for "
             f"{len(request.prompts)} prompts; needed is one uint8 [F, 3, H, W] video per prompt."
         )
+    check_prompts(request.prompts)
 
 
 def _is_video(shape: tuple[object, ...]) -> bool:
-    return len(shape) == 5 and shape[0] == "uint8" and shape[2] == 3 and shape[1] != 0
+    return len(shape) == 5 and shape[0] == "uint8" and shape[2] == 3 and 0 not in shape[1:]
 
 
 def score_together(
     scorer: Scorer, fetched: Sequence[np.ndarray | BaseException], requests: Sequence[ScoreRequest]
-) -> list[list[float] | BaseException]:
+) -> list[Numbers | BaseException]:
     """Scores of each request, or what went wrong with it alone.
 
     Requests of one shape go through the scorer as one batch. When the scorer refuses the batch, each
     request is scored by itself, so that only the guilty one fails.
     """
-    results: list[list[float] | BaseException] = [DataFailure("not scored")] * len(requests)
+    results: list[Numbers | BaseException] = [DataFailure("not scored")] * len(requests)
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for i, videos in enumerate(fetched):
         if isinstance(videos, BaseException):
@@ -150,6 +182,7 @@ def score_together(
         else:
             by_shape.setdefault(videos.shape[1:], []).append(i)
     for members in by_shape.values():
+        scores: Sequence[Numbers | BaseException]
         try:
             scores = scored(scorer, [fetched[i] for i in members], [requests[i] for i in members])
         except DataFailure as failure:
@@ -162,15 +195,13 @@ def score_together(
     return results
 
 
-def scored(scorer: Scorer, videos: Sequence[Any], requests: Sequence[ScoreRequest]) -> list[list[float]]:
-    """Scores of each request from one forward. Raises DataFailure for a score that is not finite."""
+def scored(scorer: Scorer, videos: Sequence[Any], requests: Sequence[ScoreRequest]) -> list[Numbers]:
+    """Numbers of each request from one forward. Raises DataFailure for one that is not finite."""
     prompts = [prompt for request in requests for prompt in request.prompts]
-    flat = scorer.score(np.concatenate(videos), prompts)
-    for score, prompt in zip(flat, prompts, strict=True):
-        if not np.isfinite(score):
-            raise DataFailure(f"{type(scorer).__name__} gave {score} to the video of '{prompt}'")
+    numbers = finite_numbers(scorer, np.concatenate(videos), prompts)
     ends = np.cumsum([len(request.prompts) for request in requests])[:-1]
-    return [part.tolist() for part in np.split(flat, ends)]
+    parts = {name: np.split(column, ends) for name, column in numbers.items()}
+    return [{name: part[i].tolist() for name, part in parts.items()} for i in range(len(requests))]
 
 
 def application(spec: ServerSpec) -> serve.Application:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from reward_servers.scorers import SCORERS, WEIGHTS
+from astrolabe_ray.config.scorer_cards import ScorerCard
+from reward_servers.scorers import SCORERS, WEIGHTS, ScorerSetup, outside_class
 
 WHOLE_BYTES = 64 << 20
 """Up to this size a file counts by its content, above by its size and its two ends of a MiB."""
@@ -16,13 +18,38 @@ SERVER_MODULE = "reward_servers.app"
 
 
 @lru_cache
-def made_of(key: str) -> str:
-    """Digest of the source of a scorer and of its server, and of the weights that it loads."""
-    modules = (SERVER_MODULE, SCORERS[key].split(":")[0])
+def made_of(scorer: str, files: tuple[Path, ...] = ()) -> str:
+    """Digest of the source of a scorer and of its server, and of what it loads: `files`, where they exist."""
+    module = SCORERS[scorer].split(":")[0] if scorer in SCORERS else outside_class(scorer).__module__
     digest = hashlib.sha256()
-    for path in (*map(_source, modules), *_files(WEIGHTS.get(key, ()))):
+    for path in (*map(_source, own_modules(SERVER_MODULE, module)), *_files(WEIGHTS.get(scorer, ()) + files)):
         digest.update(f"{path.name} {file_digest(path)}\n".encode())
     return digest.hexdigest()
+
+
+def files_of(card: ScorerCard, setup: ScorerSetup) -> tuple[Path, ...]:
+    """Files that a scorer loads as it is set up, those that are here."""
+    named = [setup.options[name] for name in card.file_options if setup.options[name]]
+    patterns = [*(need.path for need in card.files), *named]
+    found = [
+        sorted(setup.folder.glob(pattern)) if "*" in pattern else [setup.folder / pattern]
+        for pattern in patterns
+    ]
+    return tuple(path for paths in found for path in paths if path.exists())
+
+
+def own_modules(*modules: str) -> list[str]:
+    """These modules, and those of this role that they import, directly or not."""
+    found: dict[str, None] = dict.fromkeys(modules)
+    waiting = list(modules)
+    while waiting:
+        tree = ast.parse(_source(waiting.pop()).read_text())
+        names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        for name in names:
+            if name.startswith("reward_servers.") and name not in found:
+                found[name] = None
+                waiting.append(name)
+    return sorted(found)
 
 
 def file_digest(path: Path) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from astrolabe_ray.types import FrameSpec
+from reward_servers.scorers import ScorerSetup
 
 FULL_CONTRAST = 0.3
 """Range of intensities (0..1) from which contrast counts as full."""
@@ -25,13 +25,13 @@ class ImageQualityScorer:
     median. Blur lowers the second factor, noise the third, an empty picture the first. Mean over frames.
     """
 
-    frames = FrameSpec(num_frames=4, height=32, width=32)
+    def __init__(self, setup: ScorerSetup) -> None: ...
 
-    def score(self, videos: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    def score(self, videos: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Scores float32 [B]; prompts are not looked at."""
         pictures = videos.reshape(-1, *videos.shape[2:]).astype(np.float32) / 255
         scores = np.array([_quality(picture) for picture in pictures], dtype=np.float32)
-        return scores.reshape(videos.shape[:2]).mean(axis=1)
+        return {"image_quality": scores.reshape(videos.shape[:2]).mean(axis=1)}
 
 
 def _quality(picture: np.ndarray) -> float:

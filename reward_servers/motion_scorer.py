@@ -8,7 +8,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from astrolabe_ray.types import FrameSpec
+from reward_servers.scorers import ScorerSetup
 
 STRIDE = 2
 """Frames between the two of a pair: slow motion must stand out from rounding."""
@@ -33,16 +33,14 @@ class MotionScorer:
     about has little of it. Velocities below a pixel count as steady.
     """
 
-    frames = FrameSpec()
-
-    def __init__(self) -> None:
+    def __init__(self, setup: ScorerSetup) -> None:
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         rows, columns = np.mgrid[0:FLOW_SIZE, 0:FLOW_SIZE].astype(np.float32)
         self._columns, self._rows = columns, rows
 
-    def score(self, videos: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    def score(self, videos: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Scores float32 [B]; prompts are not looked at."""
-        return np.array([self._video(video) for video in videos], dtype=np.float32)
+        return {"motion_quality": np.array([self._video(video) for video in videos], dtype=np.float32)}
 
     def _video(self, video: np.ndarray) -> float:
         channel = video.var(axis=(0, 2, 3)).argmax()  # the colour channel with most contrast

@@ -19,7 +19,7 @@ from astrolabe_ray.data.sprites.captions import ATTRIBUTES, SpriteCaption, parse
 from astrolabe_ray.data.sprites.train_clip import STILL
 from astrolabe_ray.errors import DataFailure
 from astrolabe_ray.models.registry import BUILTIN
-from astrolabe_ray.types import FrameSpec
+from reward_servers.scorers import ScorerSetup
 
 
 class TinyClipScorer:
@@ -29,11 +29,8 @@ class TinyClipScorer:
     a softmax over CLIP's logits. Averaged over the attributes and over four frames.
     """
 
-    frames = FrameSpec(num_frames=4, height=32, width=32)
-
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, setup: ScorerSetup, *, folder: Path = BUILTIN["builtin:sprites"]) -> None:
         """`folder`: the model directory that holds clip/ and tokenizer/; the embedded one by default."""
-        folder = folder or BUILTIN["builtin:sprites"]
         config = json.loads((folder / "clip" / "config.json").read_text())
         self._model = open_clip.CLIP(**config)
         self._model.load_state_dict(load_file(folder / "clip" / "model.safetensors"))
@@ -42,7 +39,7 @@ class TinyClipScorer:
         self._rivals = lru_cache(maxsize=4096)(self._rival_features)
 
     @torch.inference_mode()
-    def score(self, videos: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    def score(self, videos: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Scores float32 [B]. Raises DataFailure for a prompt that is no caption of the sprite world."""
         frames = torch.from_numpy(videos).flatten(0, 1).float() / 127.5 - 1
         images_BFD = F.normalize(self._model.encode_image(frames), dim=-1).unflatten(0, videos.shape[:2])
@@ -51,7 +48,7 @@ class TinyClipScorer:
             np.mean([self._probability(image_FD, scale, rivals) for rivals in self._rivals(prompt)])
             for image_FD, prompt in zip(images_BFD, prompts, strict=True)
         ]
-        return np.array(scores, dtype=np.float32)
+        return {"tiny_clip": np.array(scores, dtype=np.float32)}
 
     @staticmethod
     def _probability(image_FD: Tensor, scale: float, rivals: tuple[int, Tensor]) -> float:

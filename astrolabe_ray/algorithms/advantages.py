@@ -41,6 +41,12 @@ def group_advantages(
     return advantages, stats
 
 
+def group_scaled(values: Sequence[float]) -> list[float]:
+    """Centred on their mean and divided by their std (+ 1e-4); all 0 where all are equal."""
+    std, mean = population_std(values), _mean(values)
+    return [(value - mean) / (std + STD_EPS) if std > 0 else 0.0 for value in values]
+
+
 def population_std(values: Sequence[float]) -> float:
     """sqrt(mean((x - mean)^2)); exactly 0 when all values are equal (a rounded mean would leave dust)."""
     if min(values) == max(values):

@@ -12,6 +12,7 @@ import typer
 from astrolabe_ray.cli.generate_plan import GeneratePlan, plan_generate
 from astrolabe_ray.cli.wiring import Wiring, WorkerRoom
 from astrolabe_ray.config.generate_options import GenerateOptions
+from astrolabe_ray.config.plan import servers
 from astrolabe_ray.config.schema import ClusterConfig
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.report.run_dir import read_json
@@ -110,7 +111,8 @@ def _make_on_ray(
 
     require_one_checkout()
     room = WorkerRoom(min(options.workers, len(todo)), options.cpus_per_worker, plan.num_gpus)
-    wanted_cpus = room.num_workers * room.num_cpus + sum(reward.num_cpus for reward in plan.rewards)
+    of_servers = sum(reward.num_cpus for reward in servers(plan.rewards).values())
+    wanted_cpus = room.num_workers * room.num_cpus + of_servers
     cluster = connect(ClusterConfig(), min_cpus=wanted_cpus)
     try:
         typer.echo(f"{'cluster':>10}  {cluster.address}, dashboard {cluster.dashboard_url or 'off'}")

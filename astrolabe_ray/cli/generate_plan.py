@@ -54,7 +54,7 @@ def plan_generate(options: GenerateOptions, wiring: Wiring) -> GeneratePlan:
     lora = _lora(options, base)
     initial = _initial(options.initial_video)
     rewards = tuple(RewardConfig(key=key) for key in options.rewards)
-    check_rewards(rewards, wiring.scorer_keys())
+    check_rewards(rewards, wiring.reward_problems)
     if options.stream and not options.save_videos:
         raise ConfigError("--stream writes videos and --no-save-videos writes none; leave one of them out")
     plans = [_video_plan(prompt, number, options, model, wiring) for number, prompt in enumerate(prompts)]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from astrolabe_ray.config.schema import CheckpointConfig, LoggingConfig, RewardConfig, RunConfig
@@ -14,11 +13,14 @@ from astrolabe_ray.models.files import files_of, lora_size, require_lora_size
 
 log = logging.getLogger(__name__)
 
+RewardProblems = Callable[[RewardConfig], Sequence[tuple[str, str]]]
+"""Why a reward can't be scored here: the option to blame, or "", and a line."""
 
-def missing_inputs(config: RunConfig, scorer_keys: Collection[str]) -> list[str]:
+
+def missing_inputs(config: RunConfig, problems: RewardProblems) -> list[str]:
     """A line for everything that the run would read and that is not here: scorers, prompts, model files."""
     checks: list[Callable[[], object]] = [
-        lambda: check_rewards(config.rewards, scorer_keys),
+        lambda: check_rewards(config.rewards, problems),
         lambda: load_prompts(config.data.train_prompts),
         lambda: load_heldout(config.data.heldout_prompts, config.evaluation.num_prompts),
         lambda: check_model(config),
@@ -32,19 +34,14 @@ def missing_inputs(config: RunConfig, scorer_keys: Collection[str]) -> list[str]
     return lines
 
 
-def check_rewards(rewards: Collection[RewardConfig], scorer_keys: Collection[str]) -> None:
-    """Raises ConfigError with a line for each reward that has no scorer."""
-    lines = []
+def check_rewards(rewards: Collection[RewardConfig], problems: RewardProblems) -> None:
+    """Raises ConfigError with a line for each reward without a scorer and each file that is not here."""
+    found: dict[str, None] = {}  # rewards of one scorer lack the same files
     for index, reward in enumerate(rewards):
-        if reward.key not in scorer_keys:
-            meant = difflib.get_close_matches(reward.key, scorer_keys, n=1)
-            hint = f"did you mean '{meant[0]}'? " if meant else ""
-            lines.append(
-                f"rewards.{index}.key: there is no scorer '{reward.key}'; {hint}"
-                f"There are: {', '.join(sorted(scorer_keys))}"
-            )
-    if lines:
-        raise ConfigError("\n".join(lines))
+        for option, line in problems(reward):
+            found[f"rewards.{index}.{option}: {line}" if option else line] = None
+    if found:
+        raise ConfigError("\n".join(found))
 
 
 def check_model(config: RunConfig) -> None:

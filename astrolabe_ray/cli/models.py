@@ -9,9 +9,13 @@ from typing import get_args
 import typer
 
 from astrolabe_ray.config.base_models import BASE_MODELS, PublishedModel
+from astrolabe_ray.config.reward_files import REWARD_DIR, REWARD_MODELS, RewardModel
+from astrolabe_ray.config.scorer_cards import BY_NAME
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.files import BUILTIN, files_of
 from astrolabe_ray.models.hub import fetch
+from astrolabe_ray.models.reward_downloads import fetch_reward
+from astrolabe_ray.models.reward_files import file_problems
 
 UNITS = ("B", "kB", "MB", "GB")
 
@@ -30,10 +34,24 @@ def list_models() -> None:
                 typer.echo(f"  {_state(path)}  ({source.repo_id})")
         if absent:
             typer.echo(f"  fetch   python launch.py models download {name}")
+    for name, reward in REWARD_MODELS.items():
+        _list_reward(name, reward)
+
+
+def _list_reward(name: str, reward: RewardModel) -> None:
+    typer.echo(f"{name}  for rewards: {reward.summary}; licence: {BY_NAME[name].licence}")
+    paths = [path for source in reward.sources for path in source.paths]
+    for path in paths:
+        typer.echo(f"  there   {path}  {_size(_bytes(path))}" if path.exists() else f"  absent  {path}")
+    if not all(path.exists() for path in paths):
+        typer.echo(f"  fetch   python launch.py models download {name}")
 
 
 def check_model(name: str) -> None:
     """Print what every file holds. Raises ConfigError listing what is absent or not as it should be."""
+    if name in REWARD_MODELS:
+        _check_reward(name)
+        return
     model = _published(name)
     files = files_of(model.model_config(lora_init=model.lora))
     from astrolabe_ray.models.inspection import inspect  # loads torch
@@ -49,8 +67,20 @@ def check_model(name: str) -> None:
     typer.echo(f"{name} can be used: its names and shapes are right. Values were not read.")
 
 
+def _check_reward(name: str) -> None:
+    card = BY_NAME[name]
+    problems = file_problems(card, Path(REWARD_DIR), card.options)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    typer.echo(f"{name}: the files are there, prompt texts are the known ones. Weights were not read.")
+
+
 def download_model(name: str) -> None:
-    """Fetch what is absent. Raises ConfigError if the hub can't be reached or does not have it."""
+    """Fetch what is absent. Raises ConfigError if a source can't be reached or does not have it."""
+    if name in REWARD_MODELS:
+        fetch_reward(name, REWARD_MODELS[name])
+        typer.echo(f"Everything is there: {', '.join(BY_NAME[name].keys)} can be used.")
+        return
     model = _published(name)
     if model.config.path in BUILTIN:
         raise ConfigError(f"{name} comes with this repository; there is nothing to download")
@@ -79,9 +109,10 @@ def export_lora(lora: Path, out: Path, form: str) -> None:
 
 def _published(name: str) -> PublishedModel:
     if name not in BASE_MODELS:
-        meant = difflib.get_close_matches(name, BASE_MODELS, n=1)
+        known = [*BASE_MODELS, *REWARD_MODELS]
+        meant = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean '{meant[0]}'? " if meant else ""
-        raise ConfigError(f"there is no base model '{name}'; {hint}There are: {', '.join(BASE_MODELS)}")
+        raise ConfigError(f"there is no model '{name}'; {hint}There are: {', '.join(known)}")
     return BASE_MODELS[name]
 
 

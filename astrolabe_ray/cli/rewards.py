@@ -20,7 +20,7 @@ def up(spec: str, overrides: Sequence[str], wiring: Wiring) -> None:
     Raises ConfigError where there is no cluster to leave servers on, or no room for them.
     """
     config = load(spec, overrides)
-    check_rewards(config.rewards, wiring.scorer_keys())
+    check_rewards(config.rewards, wiring.reward_problems)
     with _joined(config):
         from astrolabe_ray.runtime.preflight import cluster_room, require_room
 

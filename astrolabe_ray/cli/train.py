@@ -22,7 +22,7 @@ def train(spec: str, overrides: Sequence[str], *, small: bool, dry_run: bool, wi
     """Run one training. Raises ConfigError, before any Ray actor starts, for what can't work."""
     config = selected(spec, overrides, small=small)
     plan = make_plan(config)
-    missing = missing_inputs(config, wiring.scorer_keys())
+    missing = missing_inputs(config, wiring.reward_problems)
     resume_from = None
     try:
         check_log_dir(config.logging)

@@ -37,8 +37,8 @@ class WorkerRoom:
 class Wiring:
     """Doors to the roles. Each one imports its role when it is opened, so that errors come fast."""
 
-    scorer_keys: Callable[[], Collection[str]]
-    """Keys that a RewardConfig may name."""
+    reward_problems: Callable[[RewardConfig], Sequence[tuple[str, str]]]
+    """Why a reward can't be scored here (no scorer, file, package): the option to blame or "", and a line."""
     checkpoint_problem: Callable[[Path], str | None]
     """Why a checkpoint folder can't be used, or None."""
     latest_checkpoint: Callable[[Path], Path | None]
@@ -58,6 +58,6 @@ class Wiring:
     """Start the reward servers of a config that do not run yet."""
     stop_rewards: Callable[[RunConfig], None]
     running_rewards: Callable[[RunConfig], Collection[str]]
-    """Keys of the config's rewards whose server runs already."""
+    """Scorers of the config's rewards whose server runs already."""
     reward_servers: Callable[[], Sequence[ServerLine]]
     """All reward servers of the cluster."""

@@ -5,18 +5,14 @@ The stages of a step overlap, so the slowest one sets the pace: GPUs go where th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from astrolabe_ray.config.scorer_cards import BY_NAME, by_server, num_views
 from astrolabe_ray.errors import ConfigError
 
-REWARD_COSTS = {
-    "video_hpsv3_local": 973.3,
-    "videoalign_vq_score": 13.1,
-    "videoalign_mq_score": 13.1,
-    "videoalign_ta_score": 13.1,
-}
-"""Reward key -> TFLOP for a video of 81 frames: a 7B model on every frame, a 2B model on ten."""
+LIGHT = 1.0
+"""TFLOP for scorers that compute hardly anything: they get a place, and no more."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class GpuSplit:
     gpus_per_actor: float
     num_ranks: int
     gpus_per_rank: float
-    servers: tuple[ServerShare, ...]  # in the order of the rewards
+    servers: dict[str, ServerShare]  # by scorer, in the order of the rewards
 
 
 def divide(num_units: int, costs: Sequence[float]) -> tuple[int, ...]:
@@ -65,23 +61,32 @@ def divide(num_units: int, costs: Sequence[float]) -> tuple[int, ...]:
 
 
 def split_gpus(num_gpus: int, costs: StageCosts, reward_keys: Sequence[str]) -> GpuSplit:
-    """The division of `num_gpus` for a model and the rewards of a run.
+    """The division of `num_gpus` for a model and the built-in rewards of a run.
 
-    From three GPUs on each process has whole ones, but for servers of several rewards, which share. On
+    From three GPUs on each process has whole ones, but for several reward servers, which share. On
     two, the learner shares one with the reward servers; on one, everything shares.
     """
-    rewards = [REWARD_COSTS[key] for key in reward_keys]
+    work = server_costs(reward_keys)
     if num_gpus == 1:
-        return GpuSplit(1, 0.4, 1, 0.4, _shared(0.2, len(rewards)))
+        return GpuSplit(1, 0.4, 1, 0.4, _shared(0.2, work))
     if num_gpus == 2:
-        return GpuSplit(1, 1, 1, 0.5, _shared(0.5, len(rewards)))
-    actors, reward_gpus, ranks = divide(num_gpus, (costs.rollout, sum(rewards), costs.learner))
-    return GpuSplit(actors, 1, ranks, 1, _servers(reward_gpus, rewards))
+        return GpuSplit(1, 1, 1, 0.5, _shared(0.5, work))
+    actors, reward_gpus, ranks = divide(num_gpus, (costs.rollout, sum(work.values()), costs.learner))
+    shares = _servers(reward_gpus, list(work.values()))
+    return GpuSplit(actors, 1, ranks, 1, dict(zip(work, shares, strict=True)))
 
 
-def _shared(num_gpus: float, num_servers: int) -> tuple[ServerShare, ...]:
+def server_costs(reward_keys: Sequence[str]) -> dict[str, float]:
+    """Scorer -> TFLOP for a video of 81 frames: a forward for each view that the keys look at."""
+    return {
+        name: num_views(keys) * (BY_NAME[name].tflop or LIGHT)
+        for name, keys in by_server(reward_keys).items()
+    }
+
+
+def _shared(num_gpus: float, work: Mapping[str, float]) -> dict[str, ServerShare]:
     """One replica each, all on the same part of a GPU."""
-    return (ServerShare(1, num_gpus / num_servers),) * num_servers
+    return {name: ServerShare(1, num_gpus / len(work)) for name in work}
 
 
 def _servers(num_gpus: int, costs: Sequence[float]) -> tuple[ServerShare, ...]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from astrolabe_ray.config.plan import PIXELS_PER_TOKEN, Plan, eval_prompts_in_flight
+from astrolabe_ray.config.plan import PIXELS_PER_TOKEN, Plan, eval_prompts_in_flight, server_role, servers
 from astrolabe_ray.config.schema import ModelConfig, RunConfig
+from astrolabe_ray.config.scorer_cards import BY_NAME
 from astrolabe_ray.config.train_window import evaluation_frames, longest_rollout, window_frames
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.wan.architecture import WAN_1_3B, WAN_14B, WanArchitecture
@@ -51,16 +52,6 @@ MODEL_SIZES = {
 }
 """By model.base_model."""
 
-SCORER_BYTES = {
-    "video_hpsv3_local": {"weights": 16.6 * GB, "activations": 2.0 * GB},
-    "videoalign_vq_score": {"weights": 4.4 * GB, "activations": 1.5 * GB},
-    "videoalign_mq_score": {"weights": 4.4 * GB, "activations": 1.5 * GB},
-    "videoalign_ta_score": {"weights": 4.4 * GB, "activations": 1.5 * GB},
-    "tiny_clip": {"weights": 0.002 * GB},
-    "image_quality": {},
-    "motion_quality": {},
-}
-
 Parts = dict[str, float]
 """Component -> bytes."""
 
@@ -82,9 +73,9 @@ def memory_by_role(config: RunConfig) -> dict[str, Parts]:
     """
     sizes = sizes_of(config.model)
     found = {"learner rank": learner_rank(config, sizes), "rollout actor": rollout_actor(config, sizes)}
-    for reward in config.rewards:
-        parts = dict(SCORER_BYTES.get(reward.key, {"unknown": 0.0}))
-        found[f"reward server {reward.key}"] = _with_cuda(parts, reward.num_gpus)
+    for name, reward in servers(config.rewards).items():
+        parts = dict(BY_NAME[name].memory) if name in BY_NAME else {"unknown": 0.0}
+        found[server_role(name)] = _with_cuda(parts, reward.num_gpus)
     return found
 
 

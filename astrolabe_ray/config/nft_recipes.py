@@ -19,6 +19,7 @@ from astrolabe_ray.config.schema import (
     RolloutConfig,
     RunConfig,
 )
+from astrolabe_ray.config.scorer_cards import BY_KEY, scorer_name
 
 Rewards = dict[str, float]
 """Reward key -> weight."""
@@ -162,10 +163,11 @@ def _rewards(rewards: Rewards, split: GpuSplit) -> tuple[RewardConfig, ...]:
             max_replicas=share.num_replicas,
             num_cpus=CPUS_PER_PROCESS * share.num_gpus,
             num_gpus=share.num_gpus,
-            max_batch_size=4,
+            max_batch_size=BY_KEY[key].batch_size,
             request_timeout_s=LONGEST_WAIT_S,
         )
-        for (key, weight), share in zip(rewards.items(), split.servers, strict=True)
+        for key, weight in rewards.items()
+        for share in [split.servers[scorer_name(key)]]
     )
 
 

@@ -7,10 +7,11 @@ can't work ends on the command line and not minutes later inside a worker.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from astrolabe_ray.config.schema import ModelConfig, RolloutConfig, RunConfig
+from astrolabe_ray.config.schema import ModelConfig, RewardConfig, RolloutConfig, RunConfig
+from astrolabe_ray.config.scorer_cards import scorer_name
 from astrolabe_ray.config.train_window import longest_rollout, window_frames
 from astrolabe_ray.errors import ConfigError
 
@@ -19,6 +20,8 @@ PIXELS_PER_LATENT = 8
 FRAMES_PER_LATENT_FRAME = 4
 SPARE_EVAL_PROMPTS = 2
 """Held-out prompts that wait for an actor, or for their scores, while the others are being sampled."""
+OF_THE_RUN = {"key", "weight", "request_timeout_s", "max_attempts"}
+"""Options of a reward that its server does not know."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Need:
     count: int
     num_cpus: float
     num_gpus: float
-    reward: str | None = None  # the key, for a reward server, which may run already
+    reward: str | None = None  # the scorer, for a reward server, which may run already
 
     def __str__(self) -> str:
         gpus = f" + {self.num_gpus:g} GPU" if self.num_gpus else ""
@@ -104,16 +107,23 @@ def _needs(config: RunConfig) -> tuple[Need, ...]:
         Need("learner rank", learner.num_ranks, learner.num_cpus, learner.num_gpus),
         Need("rollout actor", rollout.min_actors, rollout.num_cpus, rollout.num_gpus),
         *(
-            Need(
-                f"reward server {reward.key}",
-                reward.min_replicas,
-                reward.num_cpus,
-                reward.num_gpus,
-                reward=reward.key,
-            )
-            for reward in config.rewards
+            Need(server_role(name), reward.min_replicas, reward.num_cpus, reward.num_gpus, reward=name)
+            for name, reward in servers(config.rewards).items()
         ),
     )
+
+
+def servers(rewards: Sequence[RewardConfig]) -> dict[str, RewardConfig]:
+    """Scorer -> the first of its rewards, which tells of its server what the others tell, too."""
+    found: dict[str, RewardConfig] = {}
+    for reward in rewards:
+        found.setdefault(scorer_name(reward.key), reward)
+    return found
+
+
+def server_role(scorer: str) -> str:
+    """Example: `reward server hpsv3`."""
+    return f"reward server {scorer}"
 
 
 def _broken_rules(config: RunConfig) -> Iterator[str]:
@@ -191,6 +201,7 @@ def _reward_rules(config: RunConfig) -> Iterator[str]:
         yield "every reward has weight 0: there is nothing to learn from. Try --config.rewards.0.weight=1."
     for key in sorted({key for key in keys if keys.count(key) > 1}):
         yield f"rewards names '{key}' {keys.count(key)} times. Name it once and add up the weights."
+    yield from _shared_server_rules(config.rewards)
     for index, reward in enumerate(config.rewards):
         if reward.min_replicas > reward.max_replicas:
             yield (
@@ -214,6 +225,20 @@ def _waiting_rules(config: RunConfig) -> Iterator[str]:
             f"{waits[longest]:g}, so a healthy run could be ended while it waits for one answer. "
             f"Try --config.cluster.stall_timeout_s={waits[longest] * 4 / 3:g}."
         )
+
+
+def _shared_server_rules(rewards: Sequence[RewardConfig]) -> Iterator[str]:
+    """Rewards of one scorer share a server, so they must say the same about it."""
+    first = servers(rewards)
+    for index, reward in enumerate(rewards):
+        other = first[scorer_name(reward.key)]
+        for name in sorted(RewardConfig.model_fields.keys() - OF_THE_RUN):
+            here, there = getattr(reward, name), getattr(other, name)
+            if here != there:
+                yield (
+                    f"rewards.{index}.{name} {here} ({reward.key}) differs from {there} of {other.key}, and "
+                    f"both come from one server. Try --config.rewards.{index}.{name}={there}."
+                )
 
 
 def _kl_rules(config: RunConfig) -> Iterator[str]:

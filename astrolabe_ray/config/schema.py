@@ -92,16 +92,24 @@ class RolloutConfig(Section):
 
 
 class RewardConfig(Section):
-    """One reward: a scorer's key, its weight and its server."""
+    """One reward: a scorer's key, its weight and its server, which rewards of the same scorer share."""
 
     key: str
+    """A built-in key, the name of an installed plug-in, or `module:object` for a scorer of your own."""
     weight: float = 1.0
+    """Factor in the sum of rewards; 0: only shown."""
+    folder: str = "reward_ckpts"
+    """Where the files of the scorer are."""
+    options: str = ""
+    """Options of the scorer, `NAME=VALUE,NAME=VALUE`; which ones it has says docs/rewards.md."""
     min_replicas: int = Field(default=1, gt=0)
     max_replicas: int = Field(default=1, gt=0)
     num_cpus: float = Field(default=0.25, ge=0)
     num_gpus: float = Field(default=0, ge=0)
     max_batch_size: int = Field(default=16, gt=0)
     """Videos that one forward scores together."""
+    frames_per_forward: int = Field(default=32, gt=0)
+    """Frames in one forward, for scorers that judge frame by frame."""
     request_timeout_s: float = Field(default=300, gt=0)
     max_attempts: int = Field(default=4, gt=0)
 
@@ -123,6 +131,9 @@ class AlgorithmConfig(Section):
     reference_max_kl: float = Field(default=0.15, gt=0)
     """Squared distance at which the reference policy is set to the trained one; moves by up to a third; for
     kl_samples=disagreeing."""
+    reward_scale: Literal["raw", "group"] = "raw"
+    """What is weighted and added up: raw scores, or each reward centred and divided by its own std within a
+    group, so that none drowns the others by its range."""
     adv_clip_max: float = Field(default=5.0, gt=0)
     advantage_std: Literal["global", "group"] = "global"
     """Divide centred rewards by the std of the whole batch or of each group."""

@@ -18,15 +18,9 @@ from astrolabe_ray.config.schema import (
     RolloutConfig,
     RunConfig,
 )
+from astrolabe_ray.config.scorer_cards import BY_KEY
 from astrolabe_ray.errors import ConfigError
 
-STAND_INS = {
-    "video_hpsv3_local": "image_quality",
-    "videoalign_vq_score": "image_quality",
-    "videoalign_mq_score": "motion_quality",
-    "videoalign_ta_score": "tiny_clip",
-}
-"""Reward key -> the embedded scorer that looks at the same side of a video."""
 TINY_SCORERS = ("image_quality", "motion_quality", "tiny_clip")
 LORA_RANK = 4
 
@@ -151,7 +145,14 @@ def _learner(real: LearnerConfig) -> LearnerConfig:
 
 def _reward(real: RewardConfig, key: str) -> RewardConfig:
     return real.model_copy(
-        update={"key": key, "min_replicas": 1, "max_replicas": 1, "num_cpus": 0.1, "num_gpus": 0}
+        update={
+            "key": key,
+            "options": "",
+            "min_replicas": 1,
+            "max_replicas": 1,
+            "num_cpus": 0.1,
+            "num_gpus": 0,
+        }
     )
 
 
@@ -164,7 +165,7 @@ def _stand_ins(keys: Sequence[str]) -> dict[str, str]:
         )
     found: dict[str, str] = {}
     for key in keys:
-        wanted = STAND_INS.get(key, key)
+        wanted = BY_KEY[key].stand_in_for(key) or key if key in BY_KEY else key
         free = [scorer for scorer in TINY_SCORERS if scorer not in found.values()]
         found[key] = wanted if wanted in free else free[0]
     return found

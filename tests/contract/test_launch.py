@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from astrolabe_ray.config.loader import presets_in
+from astrolabe_ray.config.scorer_cards import BY_KEY
 
 ROOT = Path(__file__).parents[2]
 TINY = "configs/nft_tiny.py:tiny_sprites"
@@ -78,7 +79,7 @@ def errors_of(done: subprocess.CompletedProcess[str]) -> list[str]:
         (
             ["--config", TINY, "--config.rewards.0.key=tiny_clap"],
             "error: rewards.0.key: there is no scorer 'tiny_clap'; did you mean 'tiny_clip'? "
-            "There are: image_quality, motion_quality, tiny_clip",
+            f"There are: {', '.join(sorted(BY_KEY))}, or MODULE:CLASS",
         ),
     ],
 )
@@ -245,7 +246,8 @@ def test_a_dry_run_of_a_full_size_preset_works_without_its_files(tmp_path: Path)
     assert any("KV cache 9.6" in line for line in lines)  # 3 x 12 frames x 1560 tokens x 184,320 bytes
     assert any(line.startswith("fullest GPU") for line in lines)
     missing = [line for line in lines if line.startswith("not here: ")]
-    for what in ("dataset/vidprom/train.txt", "dataset/vidprom/test.txt", "wan_models/Wan2.1-T2V-1.3B"):
+    files = ("dataset/vidprom/train.txt", "dataset/vidprom/test.txt", "wan_models/Wan2.1-T2V-1.3B")
+    for what in (*files, "reward_ckpts/HPSv3.safetensors", "`python launch.py models download hpsv3`"):
         assert any(what in line for line in missing), what
     assert lines[-2:] == ["Nothing was started.", "LOADED"]
 
@@ -257,6 +259,17 @@ def test_without_dry_run_everything_that_is_not_here_gets_a_line(tmp_path: Path)
     assert len(lines) == 4
     for what, line in zip(("nobody", "train.txt", "test.txt", "Wan2.1"), lines, strict=True):
         assert what in line
+
+
+def test_rewards_up_looks_for_its_files_before_it_looks_for_a_gpu(tmp_path: Path) -> None:
+    """A server without its weights would hold a GPU while it fails to load them three times."""
+    key = "--config.rewards.0.key=videoalign_ta_score"
+    done = run("rewards", "up", "--config", str(ROOT / TINY), key, cwd=tmp_path)
+    (line,) = errors_of(done)
+    assert "checkpoint-*/model.pth" in line and "models download videoreward" in line
+    options = "--config.rewards.0.options=tempo=3"
+    (line,) = errors_of(run("rewards", "up", "--config", str(ROOT / TINY), options, cwd=tmp_path))
+    assert line == "error: rewards.0.options: 'tempo=3' is no option of the scorer tiny_clip; it has: none"
 
 
 def test_keys_of_the_first_release_are_translated_aloud() -> None:

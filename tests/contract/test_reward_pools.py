@@ -9,11 +9,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from ray import exceptions as rx
 from ray.exceptions import RayTaskError
 
@@ -56,9 +59,9 @@ class Handle:
         self.score = self
         self.closed = 0
 
-    def remote(self, request: ScoreRequest) -> asyncio.Future[list[float]]:
+    def remote(self, request: ScoreRequest) -> asyncio.Future[Any]:
         self.requests.append(request)
-        future: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         result = self.answer(request, len(self.requests))
         if isinstance(result, BaseException):
             future.set_exception(result)
@@ -68,6 +71,14 @@ class Handle:
 
     async def shutdown_async(self) -> None:
         self.closed += 1
+
+
+def image_says(scores: list[float]) -> Handle:
+    return Handle(lambda *_: {"image_quality": scores})
+
+
+def motion_says(scores: list[float]) -> Handle:
+    return Handle(lambda *_: {"motion_quality": scores})
 
 
 def score_with(*handles: Handle, rewards: Sequence[RewardConfig] = REWARDS) -> list[Any]:
@@ -87,7 +98,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scores_keep_the_order_of_rollouts_and_go_by_key() -> None:
     """Swapped rewards train towards the wrong videos without any error."""
-    image, motion = Handle(lambda *_: [0.1, 0.2]), Handle(lambda *_: [1.0, 2.0])
+    image, motion = image_says([0.1, 0.2]), motion_says([1.0, 2.0])
     scores = score_with(image, motion)
     assert [score.values for score in scores] == [
         {"image_quality": 0.1, "motion_quality": 1.0},
@@ -102,8 +113,8 @@ def test_scores_keep_the_order_of_rollouts_and_go_by_key() -> None:
 )
 def test_a_request_that_infrastructure_broke_is_sent_again(trouble: Exception) -> None:
     """Scoring has no side effects, so one dead replica must not end a run."""
-    image = Handle(lambda _, call: trouble if call < 3 else [0.5, 0.5])
-    assert score_with(image, Handle(lambda *_: [0.0, 0.0]))[0].values["image_quality"] == 0.5
+    image = Handle(lambda _, call: trouble if call < 3 else {"image_quality": [0.5, 0.5]})
+    assert score_with(image, motion_says([0.0, 0.0]))[0].values["image_quality"] == 0.5
     assert len(image.requests) == 3
 
 
@@ -111,7 +122,7 @@ def test_after_the_last_attempt_the_cause_is_told() -> None:
     """An endless retry looks like a hang."""
     image = Handle(lambda *_: rx.ActorDiedError())
     with pytest.raises(InfraFailure, match="'image_quality' did not answer in 3 attempts"):
-        score_with(image, Handle(lambda *_: [0.0, 0.0]))
+        score_with(image, motion_says([0.0, 0.0]))
     assert len(image.requests) == 3
 
 
@@ -126,7 +137,7 @@ def test_an_input_that_cannot_be_scored_is_not_sent_again() -> None:
     """The same bad video would fail on every replica."""
     image = Handle(lambda *_: DataFailure("the score is nan"))
     with pytest.raises(DataFailure, match="nan"):
-        score_with(image, Handle(lambda *_: [0.0, 0.0]))
+        score_with(image, motion_says([0.0, 0.0]))
     assert len(image.requests) == 1
 
 
@@ -142,7 +153,7 @@ def test_videos_that_are_lost_are_not_looked_for_again() -> None:
 
 def test_a_run_that_leaves_its_servers_to_others_closes_its_handles() -> None:
     """Serve's router behind an open handle goes on reporting to a cluster that the run has left."""
-    handles = [Handle(lambda *_: [0.0]), Handle(lambda *_: [0.0])]
+    handles = [image_says([0.0]), motion_says([0.0])]
     pool = ServeRewardPool(REWARDS, connect=lambda _: handles)
 
     async def run() -> None:
@@ -159,6 +170,38 @@ def test_an_unknown_reward_is_refused_before_anything_starts() -> None:
         ServeRewardPool((RewardConfig(key="image_qualty"),))
 
 
+def test_keys_of_one_model_are_one_server_that_gets_each_view_once() -> None:
+    """Two keys of a 2B model would otherwise be two copies of it and two forwards."""
+    keys = ("videoalign_ta_score", "image_quality", "videoalign_vq_score", "videoalign_mq_score")
+    rewards = tuple(RewardConfig(key=key) for key in keys)
+    specs: list[ServerSpec] = []
+    numbers = {"vq": [1.0, 2.0], "mq": [3.0, 4.0], "ta": [5.0, 6.0], "overall": [0.0, 0.0]}
+    gray = {**numbers, "mq": [7.0, 8.0]}
+    model = Handle(lambda request, _: gray if is_gray(request.videos[0]) else numbers)
+
+    def connect(wanted: Sequence[ServerSpec]) -> list[Handle]:
+        specs.extend(wanted)
+        return [model, image_says([0.5, 0.5])]
+
+    pool = ServeRewardPool(rewards, connect=connect)
+
+    async def run() -> list[Any]:
+        await pool.start()
+        red = np.zeros((12, 3, 32, 32), np.uint8)
+        red[:, 0] = 200
+        return await pool.score(rollouts(pool.views, red, red))
+
+    scores = asyncio.run(run())
+    assert [spec.scorer for spec in specs] == ["videoreward", "image_quality"]
+    assert len(model.requests) == 2 and [v.shape[0] for v in model.requests[0].videos] == [10, 10]
+    assert list(scores[0].values.items()) == list(zip(keys, (5.0, 0.5, 1.0, 7.0), strict=True))
+    assert list(scores[1].values.values()) == [6.0, 0.5, 2.0, 8.0]
+
+
+def is_gray(video: np.ndarray) -> bool:
+    return bool((video[:, 0] == video[:, 1]).all())
+
+
 def test_the_local_pool_gives_each_scorer_its_view() -> None:
     """A scorer that sees other frames than its view measures something else."""
     pool = LocalRewardPool(REWARDS)
@@ -170,13 +213,11 @@ def test_the_local_pool_gives_each_scorer_its_view() -> None:
 class Brightness:
     """Mean level; refuses white videos and gives NaN for black ones."""
 
-    frames = FrameSpec()
-
-    def score(self, videos: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    def score(self, videos: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         means = videos.reshape(len(videos), -1).mean(axis=1)
         if (means == 255).any():
             raise DataFailure("too bright")
-        return np.where(means == 0, math.nan, means).astype(np.float32)
+        return {"level": np.where(means == 0, math.nan, means).astype(np.float32)}
 
 
 def plain(level: int, frames: int = 2, count: int = 1) -> np.ndarray:
@@ -195,11 +236,21 @@ def test_a_bad_request_fails_alone_in_its_batch() -> None:
     lost = InfraFailure("lost")
     fetched = [plain(10, count=2), plain(255), lost, plain(0), plain(30, frames=5)]
     results = score_together(Brightness(), fetched, requests_for(fetched))
-    assert results[0] == [10.0, 10.0]
+    assert results[0] == {"level": [10.0, 10.0]}
     assert isinstance(results[1], DataFailure) and "too bright" in str(results[1])
     assert results[2] is lost
-    assert isinstance(results[3], DataFailure) and "gave nan" in str(results[3])
-    assert results[4] == [30.0]
+    assert isinstance(results[3], DataFailure) and "gave level nan" in str(results[3])
+    assert results[4] == {"level": [30.0]}
+
+
+@given(st.lists(st.tuples(st.integers(1, 254), st.sampled_from([2, 5]), st.integers(1, 3)), max_size=6))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_scores_do_not_depend_on_how_requests_are_batched(asked: list[tuple[int, int, int]]) -> None:
+    """Which requests meet in a batch is chance; of other shapes, counts or order they must not matter."""
+    fetched = [plain(level, frames, count) for level, frames, count in asked]
+    together = score_together(Brightness(), fetched, requests_for(fetched))
+    alone = [score_together(Brightness(), [each], requests_for([each]))[0] for each in fetched]
+    assert together == alone == [{"level": [float(level)] * count} for level, _, count in asked]
 
 
 @pytest.mark.parametrize(
@@ -211,6 +262,7 @@ def test_a_bad_request_fails_alone_in_its_batch() -> None:
         [plain(1)[0], plain(1, frames=3)[0]],
         [plain(1)[0, 0], plain(1)[0, 0]],
         [plain(1)[0, :0], plain(1)[0, :0]],
+        [plain(1)[0, ..., :0], plain(1)[0, ..., :0]],
     ],
 )
 def test_only_uint8_videos_of_one_shape_and_one_per_prompt_are_scored(videos: list[np.ndarray]) -> None:
@@ -220,10 +272,26 @@ def test_only_uint8_videos_of_one_shape_and_one_per_prompt_are_scored(videos: li
     check_videos([plain(1)[0], plain(2)[0]], ScoreRequest("r", (), (PROMPT, PROMPT)))
 
 
+@pytest.mark.parametrize("prompt", ["", " \n"])
+def test_an_empty_prompt_is_refused_by_servers_and_in_process(prompt: str) -> None:
+    """Models give a plausible number for alignment with nothing."""
+    with pytest.raises(DataFailure, match="the prompt of video 1 is empty"):
+        check_videos([plain(1)[0], plain(2)[0]], ScoreRequest("r", (), (PROMPT, prompt)))
+    pool = LocalRewardPool(REWARDS)
+    one = replace(rollouts(pool.views, video(255))[0], prompt=prompt)
+    with pytest.raises(DataFailure, match="the prompt of video 0 is empty"):
+        asyncio.run(pool.score([one]))
+
+
 def test_servers_are_the_same_only_if_all_that_defines_them_is() -> None:
     """Sharing by key alone would hand a run a server with other resources."""
     spec = ServerSpec.of(RewardConfig(key="tiny_clip"))
     assert spec.app_name == ServerSpec.of(RewardConfig(key="tiny_clip", weight=3, max_attempts=9)).app_name
+    elsewhere = {
+        ServerSpec.of(RewardConfig(key="video_hpsv3_local", folder=folder)).app_name for folder in "ab"
+    }
+    assert len(elsewhere) == 2, "other files, other server"
+    assert ServerSpec.of(RewardConfig(key="tiny_clip", folder="b")).app_name == spec.app_name, "it has none"
     names = {
         spec.app_name,
         ServerSpec.of(RewardConfig(key="tiny_clip", num_cpus=2)).app_name,

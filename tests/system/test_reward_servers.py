@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import ray
 from ray import serve
@@ -28,10 +29,48 @@ from tests.reward_replicas import replica_pids
 pytestmark = pytest.mark.system
 REWARDS = tuple(RewardConfig(key=key, num_cpus=0.1) for key in ("tiny_clip", "motion_quality"))
 NAMES = {ServerSpec.of(reward).app_name for reward in REWARDS}
+OUTSIDE = """
+import numpy as np
+
+from astrolabe_ray.config.scorer_cards import Reading, ScorerCard
+from astrolabe_ray.types import FrameSpec
+
+GRAY = FrameSpec(num_frames=2, grayscale=True)
+
+
+class Levels:
+    card = ScorerCard(
+        "levels",
+        {
+            "red": Reading(FrameSpec(num_frames=2)),
+            "blue": Reading(FrameSpec(num_frames=2)),
+            "luma": Reading(GRAY, "red"),
+        },
+        licence="Apache-2.0",
+    )
+
+    def __init__(self, setup):
+        pass
+
+    def score(self, videos, prompts):
+        means = videos.mean(axis=(1, 3, 4), dtype=np.float32)
+        return {"red": means[:, 0], "blue": means[:, 2]}
+"""
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A scorer in a folder that this process and all of Ray's can import from."""
+    folder = tmp_path_factory.mktemp("outside")
+    (folder / "levels_scorer.py").write_text(OUTSIDE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.setenv("PYTHONPATH", str(folder))
+        yield
+
+
+@pytest.fixture(scope="module")
+def cluster(outside: None) -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     serve.shutdown()
@@ -88,6 +127,27 @@ def test_a_video_that_cannot_be_scored_fails_alone(cluster: None, rollouts: list
     with pytest.raises(DataFailure, match="a cat"):
         scored([replace(rollouts[0], prompt="a cat")])
     assert len(scored(rollouts)) == 5
+
+
+def test_keys_of_a_scorer_from_outside_come_from_one_server(cluster: None, rollouts: list[Rollout]) -> None:
+    """A server for each key would load the model as often, and look at each video as often."""
+    keys = [f"levels_scorer:Levels/{name}" for name in ("red", "blue", "luma")]
+    rewards = [RewardConfig(key=key, num_cpus=0.1) for key in keys]
+    red = np.zeros((4, 3, 8, 8), np.uint8)
+    red[:, 0] = 200
+    before = replica_pids()
+
+    async def run() -> list[Scores]:
+        pool = ServeRewardPool(rewards, keep_servers=False)
+        await pool.start()
+        assert len(replica_pids() - before) == 1
+        views = tuple(ray.put(derive_view(red, view)) for view in pool.views)
+        scores = await pool.score([replace(rollouts[0], views=views)])
+        await pool.stop()
+        return scores
+
+    (scores,) = asyncio.run(run())
+    assert scores.values == dict(zip(keys, (200.0, 0.0, 60.0), strict=True))  # 0.299 x 200
 
 
 def test_a_killed_replica_is_replaced_and_the_request_repeated(

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astrolabe_ray.algorithms.advantages import group_advantages
+from astrolabe_ray.step_metrics import training_rewards
+from astrolabe_ray.types import Scores
 
 
 def test_global_std_uses_all_rewards_of_the_batch() -> None:
@@ -57,3 +59,20 @@ def test_rewards_that_cannot_be_compared_are_refused(rewards) -> None:
     """A NaN in one rollout would silently spread over the whole batch through the std."""
     with pytest.raises(ValueError, match=r"at least one reward in every group|must be finite"):
         group_advantages(rewards, std="global")
+
+
+def test_rewards_scaled_within_their_group_weigh_what_their_weights_say() -> None:
+    """Raw scores of 0..10 would drown scores of 0..1, whatever the weights.
+
+    By hand: (4, 6, 8) has mean 6 and std sqrt(8/3), so +-1.2247; (0.3, 0.1, 0.2) is (1, -1, 0)
+    times the same. A reward that is equal for the whole group says nothing about it.
+    """
+    columns = {"wide": (4.0, 6.0, 8.0), "narrow": (0.3, 0.1, 0.2), "equal": (5.0, 5.0, 5.0)}
+    group = [Scores({key: column[i] for key, column in columns.items()}) for i in range(3)]
+    weights = {"wide": 1.0, "narrow": 2.0, "equal": 100.0}
+    (raw,) = training_rewards([group], weights, "raw")
+    assert raw == pytest.approx([504.6, 506.2, 508.4])
+    (scaled,) = training_rewards([group], weights, "group")
+    assert scaled == pytest.approx([1.2247, -2.4495, 1.2247], abs=5e-3)
+    (alone,) = training_rewards([group[:1]], weights, "group")
+    assert alone == [0.0]

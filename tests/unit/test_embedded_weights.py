@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from astrolabe_ray.config.schema import ModelConfig
+from astrolabe_ray.config.scorer_cards import TINY_FRAMES
 from astrolabe_ray.data.frames import derive_view
 from astrolabe_ray.data.sprites.captions import ATTRIBUTES, SpriteCaption, all_captions, heldout_captions
 from astrolabe_ray.data.sprites.clips import render_clips
@@ -21,6 +22,7 @@ from astrolabe_ray.data.sprites.render import render
 from astrolabe_ray.models.registry import BUILTIN, load_transformer, resolve
 from astrolabe_ray.models.text_encoder import TextEncoder
 from astrolabe_ray.models.vae import VideoVAE
+from reward_servers.scorers import ScorerSetup
 from reward_servers.tiny_clip_scorer import TinyClipScorer
 
 # Floors of quality: what the shipped weights must reach on held-out captions.
@@ -45,7 +47,7 @@ def text_encoder() -> TextEncoder:
 
 @cache
 def scorer() -> TinyClipScorer:
-    return TinyClipScorer()
+    return TinyClipScorer(ScorerSetup())
 
 
 def test_weights_are_data_and_small() -> None:
@@ -126,14 +128,14 @@ def test_each_attribute_can_be_read_from_embeddings_of_heldout_captions(attribut
 
 
 def view(caption: SpriteCaption, seed: int) -> np.ndarray:
-    return derive_view(render(caption, seed), TinyClipScorer.frames)
+    return derive_view(render(caption, seed), TINY_FRAMES)
 
 
 def test_the_scorer_likes_clips_that_show_their_captions() -> None:
     """A reward that is low for perfect videos leaves nothing to learn."""
     captions = heldout_captions()[:48]
     videos = np.stack([view(caption, DRAWING_SEED + i) for i, caption in enumerate(captions)])
-    scores = scorer().score(videos, [str(caption) for caption in captions])
+    scores = scorer().score(videos, [str(caption) for caption in captions])["tiny_clip"]
     assert scores.mean() > CLIP_SCORE
 
 
@@ -144,7 +146,7 @@ def test_the_scorer_prefers_the_caption_with_the_right(attribute: str) -> None:
     for i, caption in enumerate(captions):
         rivals = [replace(caption, **{attribute: value}) for value in ATTRIBUTES[attribute]]
         videos = np.stack([view(caption, DRAWING_SEED + i)] * len(rivals))
-        best = int(scorer().score(videos, [str(rival) for rival in rivals]).argmax())
+        best = int(scorer().score(videos, [str(rival) for rival in rivals])["tiny_clip"].argmax())
         right += rivals[best] == caption
     assert right / len(captions) >= CLIP_ACCURACY[attribute]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astrolabe_ray.config.gpu_split import COSTS_1_3B, COSTS_14B, REWARD_COSTS, divide, split_gpus
+from astrolabe_ray.config.gpu_split import COSTS_1_3B, COSTS_14B, divide, server_costs, split_gpus
 from astrolabe_ray.errors import ConfigError
 
 HPSV3, MQ, TA = "video_hpsv3_local", "videoalign_mq_score", "videoalign_ta_score"
@@ -31,13 +31,13 @@ def test_the_1_3b_split_is_the_table_computed_by_hand(num_gpus: int, expected: t
     """A stage with too few GPUs would set the pace of all others."""
     assert divide(num_gpus, (1334, 957, 1226)) == expected
     split = split_gpus(num_gpus, COSTS_1_3B, [HPSV3, MQ])
-    reward_gpus = sum(share.num_replicas * share.num_gpus for share in split.servers)
+    reward_gpus = sum(share.num_replicas * share.num_gpus for share in split.servers.values())
     assert (split.num_actors, reward_gpus, split.num_ranks) == expected
 
 
 def test_the_14b_split_follows_its_shares() -> None:
     """Scoring a 14B model's videos is a sixteenth of the work; two GPUs of eight would idle."""
-    total = COSTS_14B.rollout + REWARD_COSTS[HPSV3] + REWARD_COSTS[MQ] + COSTS_14B.learner
+    total = COSTS_14B.rollout + sum(server_costs([HPSV3, MQ]).values()) + COSTS_14B.learner
     assert COSTS_14B.rollout / total == pytest.approx(0.453, abs=5e-4)
     assert COSTS_14B.learner / total == pytest.approx(0.484, abs=5e-4)
     split = split_gpus(8, COSTS_14B, [HPSV3, MQ])
@@ -67,7 +67,7 @@ def test_every_split_uses_all_gpus_and_fits_on_whole_ones(num_gpus: int, keys: l
     """Parts of a GPU that add up but do not fit beside each other are never placed."""
     split = split_gpus(num_gpus, COSTS_1_3B, keys)
     parts = [split.gpus_per_actor] * split.num_actors + [split.gpus_per_rank] * split.num_ranks
-    parts += [share.num_gpus for share in split.servers for _ in range(share.num_replicas)]
+    parts += [share.num_gpus for share in split.servers.values() for _ in range(share.num_replicas)]
     assert sum(parts) == pytest.approx(num_gpus)
     free = [1.0] * num_gpus
     for part in sorted(parts, reverse=True):
@@ -77,6 +77,12 @@ def test_every_split_uses_all_gpus_and_fits_on_whole_ones(num_gpus: int, keys: l
 
 def test_a_light_reward_takes_half_a_gpu_and_leaves_the_rest_to_the_heavy_one() -> None:
     """Motion quality is 1.3 % of HPSv3's work; a GPU of its own would idle."""
-    heavy, light = split_gpus(8, COSTS_1_3B, [HPSV3, MQ]).servers
+    heavy, light = split_gpus(8, COSTS_1_3B, [HPSV3, MQ]).servers.values()
     assert (heavy.num_replicas, heavy.num_gpus) == (3, 0.5)
     assert (light.num_replicas, light.num_gpus) == (1, 0.5)
+
+
+def test_rewards_of_one_model_count_once_for_each_view() -> None:
+    """Text alignment and RGB quality come from one forward, motion quality looks at gray frames."""
+    assert server_costs([MQ, HPSV3, TA]) == {"videoreward": 2 * 13.1, "hpsv3": 973.3}
+    assert server_costs([TA, "videoalign_vq_score"]) == {"videoreward": 13.1}

@@ -229,6 +229,6 @@ def test_every_role_of_a_plan_has_its_memory() -> None:
     assert list(memory_by_role(config)) == [
         "learner rank",
         "rollout actor",
-        "reward server video_hpsv3_local",
-        "reward server videoalign_mq_score",
+        "reward server hpsv3",
+        "reward server videoreward",
     ]

@@ -158,3 +158,16 @@ def test_every_broken_rule_gets_its_line() -> None:
     with pytest.raises(ConfigError) as caught:
         make_plan(load(TINY, ["model.height=50", "rollout.batch_size=3"]))
     assert len(str(caught.value).splitlines()) == 2
+
+
+def test_rewards_of_one_server_must_agree_about_it() -> None:
+    """One of two numbers of replicas would be ignored in silence."""
+    keys = ["rewards.0.key=videoalign_ta_score", "rewards.1.key=videoalign_mq_score"]
+    plan = make_plan(load(TINY, keys))
+    assert [need.reward for need in plan.needs if need.reward] == ["videoreward", "image_quality"]
+    with pytest.raises(ConfigError) as error:
+        make_plan(load(TINY, [*keys, "rewards.1.num_gpus=0.5", "rewards.1.weight=7"]))
+    assert str(error.value) == (
+        "rewards.1.num_gpus 0.5 (videoalign_mq_score) differs from 0.0 of videoalign_ta_score, and both come "
+        "from one server. Try --config.rewards.1.num_gpus=0.0."
+    )

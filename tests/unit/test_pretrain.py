@@ -17,6 +17,7 @@ from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.registry import load_transformer, resolve
 from astrolabe_ray.models.text_encoder import TextEncoder
 from astrolabe_ray.models.vae import VideoVAE
+from reward_servers.scorers import ScorerSetup
 from reward_servers.tiny_clip_scorer import TinyClipScorer
 
 COUNTS = {
@@ -64,7 +65,7 @@ def test_all_parts_make_a_model_that_loads(tmp_path: Path, capsys: pytest.Captur
     assert encoder.encode(["a"]).shape == (1, architecture.text_len, architecture.text_dim)
     latents = VideoVAE.load(files.vae, "cpu", torch.float32).encode(torch.zeros(1, 5, 3, 32, 32))
     assert latents.shape == (1, 2, architecture.in_channels, 4, 4)
-    TinyClipScorer(out)
+    TinyClipScorer(ScorerSetup(), folder=out)
     printed = capsys.readouterr().out
     assert [line.split(":")[0] for line in printed.splitlines() if str(out) in line][:-1] == list(PARTS)
     assert f"--config.model.path={out}" in printed

@@ -10,14 +10,15 @@ import pytest
 from astrolabe_ray.data.sprites.captions import SpriteCaption, heldout_captions
 from astrolabe_ray.data.sprites.clips import render_clips
 from astrolabe_ray.errors import ConfigError, DataFailure
-from reward_servers.scorers import SCORERS, Scorer, scorer_class
+from reward_servers.scorers import SCORERS, Scorer, ScorerSetup, card_of, load_scorer
 
+EMBEDDED = ("tiny_clip", "motion_quality", "image_quality")
 F, SIZE = 33, 32
 
 
 @pytest.fixture(scope="module")
 def scorers() -> dict[str, Scorer]:
-    return {key: scorer_class(key)() for key in SCORERS}
+    return {key: load_scorer(key, ScorerSetup()) for key in EMBEDDED}
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +39,14 @@ def disc(xs: Sequence[float], *, radius: float = 5.0) -> np.ndarray:
 
 
 def one(scorer: Scorer, video: np.ndarray, prompt: str = "") -> float:
-    return float(scorer.score(viewed(scorer, video)[None], [prompt])[0])
+    (scores,) = scorer.score(viewed(scorer, video)[None], [prompt]).values()
+    return float(scores[0])
 
 
 def viewed(scorer: Scorer, video: np.ndarray) -> np.ndarray:
     """Evenly spaced frames, as the scorer wants them; the pictures have their size already."""
-    count = scorer.frames.num_frames
+    name = next(key for key, place in SCORERS.items() if place.endswith(type(scorer).__name__))
+    count = card_of(name).reading(name).frames.num_frames
     return video if count is None else video[np.linspace(0, len(video) - 1, count).round().astype(int)]
 
 
@@ -52,8 +55,8 @@ def test_a_score_does_not_depend_on_its_batch(scorers, clips, captions) -> None:
     for key, scorer in scorers.items():
         videos = np.stack([viewed(scorer, clip) for clip in clips])
         prompts = [str(caption) for caption in captions]
-        together = scorer.score(videos, prompts)
-        alone = [scorer.score(videos[i : i + 1], prompts[i : i + 1])[0] for i in range(len(videos))]
+        together = scorer.score(videos, prompts)[key]
+        alone = [scorer.score(videos[i : i + 1], prompts[i : i + 1])[key][0] for i in range(len(videos))]
         assert together.dtype == np.float32 and together.shape == (len(videos),)
         np.testing.assert_allclose(together, alone, atol=2e-5, err_msg=key)
 
@@ -62,7 +65,7 @@ def test_tiny_clip_prefers_the_caption_that_the_clip_was_drawn_from(scorers, cli
     """A reward for text alignment that ignores the text rewards anything."""
     scorer = scorers["tiny_clip"]
     videos = np.stack([viewed(scorer, clip) for clip in clips])
-    right = scorer.score(videos, [str(caption) for caption in captions])
+    right = scorer.score(videos, [str(caption) for caption in captions])["tiny_clip"]
     for attribute, others in {
         "size": ("small", "large"),
         "colour": ("red", "green", "blue"),
@@ -73,7 +76,7 @@ def test_tiny_clip_prefers_the_caption_that_the_clip_was_drawn_from(scorers, cli
         prompts = [
             str(c.__class__(**(vars(c) | {attribute: w}))) for c, w in zip(captions, wrong, strict=True)
         ]
-        assert right.mean() > scorer.score(videos, prompts).mean() + 0.05, attribute
+        assert right.mean() > scorer.score(videos, prompts)["tiny_clip"].mean() + 0.05, attribute
     assert right.mean() > 0.85
 
 
@@ -134,4 +137,4 @@ def test_image_quality_falls_with_blur_and_with_noise(scorers, clips) -> None:
 def test_an_unknown_key_is_named_with_the_nearest_one() -> None:
     """A typo in a preset should not cost a cluster's time."""
     with pytest.raises(ConfigError, match="did you mean 'tiny_clip'"):
-        scorer_class("tinyclip")
+        card_of("tinyclip")
