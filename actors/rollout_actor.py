@@ -65,13 +65,14 @@ class RolloutActor:
             torch.set_num_threads(self.spec.num_threads)
         loaded = load_models(self.spec.model, torch.device(self.spec.device))
         self._model, self._vae, self._sampler = loaded.transformer, loaded.vae, loaded.sampler
+        self._sampling = loaded.description
         self._encode = lru_cache(CACHED_PROMPTS)(lambda prompt: loaded.text_encoder.encode([prompt]))
         scale = self.spec.lora.alpha / self.spec.lora.rank
         self._weights = WeightReceiver(self._model, lora_scale=scale, name=self.name)
 
     def load_policy(self, manifest: WeightManifest, buffer: np.ndarray) -> WeightAck:
         """Take a published policy. Raises WeightMismatch; the policy held before then stays."""
-        return self._weights.load(manifest, buffer)
+        return replace(self._weights.load(manifest, buffer), sampling=self._sampling)
 
     def probe(self, seed: int) -> list[float]:
         """Output of the held policy on a fixed input. Raises InfraFailure before it holds one."""

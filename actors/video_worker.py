@@ -64,6 +64,7 @@ class VideoWorker:
             parts=tuple(output.close() for output in outputs),
             sheets=tuple(output.sheet.png() for output in outputs if output.sheet is not None),
             worker=self.name,
+            sampling=self._models.description,
         )
         for output in outputs:
             yield from output.views()

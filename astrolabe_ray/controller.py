@@ -57,6 +57,7 @@ class RunOutcome:
     drops: dict[str, int]
     num_redone: int  # groups rolled out again because their payloads were lost
     stopped_early: bool
+    sampling: list[str]  # how the rollout actors sampled: attention kernel, dtype, device
     seconds: dict[str, float]  # wall time per phase
 
 
@@ -114,6 +115,7 @@ class Controller:
             drops=dict(self.buffer.drops),
             num_redone=self.buffer.redone.total(),
             stopped_early=not any(evaluation.phase == "after" for evaluation in evaluations),
+            sampling=sorted(self.channel.sampling),
             seconds=clock.seconds,
         )
 

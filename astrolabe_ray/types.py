@@ -182,6 +182,7 @@ class WeightAck:
     checksum: str
     num_modules: int  # linear layers whose weights were replaced
     seconds: float
+    sampling: str = ""  # how it samples, e.g. "flash3 attention in bfloat16 on NVIDIA H100 80GB HBM3"
 
 
 Stage = Literal["rollout", "score", "train", "publish", "eval", "save"]

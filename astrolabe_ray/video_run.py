@@ -117,6 +117,7 @@ class VideoRun:
             "num_frames": made.num_frames,
             "fps": self.fps,
             "seconds": round(made.seconds, 3),
+            "sampling": made.sampling,
             "settings": task.fingerprint,
         }
         return record if scores is None else record | {"scores": scores.values}

@@ -103,6 +103,7 @@ class FinishedVideos:
     parts: tuple[bytes, ...]  # last bytes of each mp4 file
     sheets: tuple[bytes, ...]  # contact sheets as png files, or none
     worker: str
+    sampling: str  # how it sampled, e.g. "sdpa attention in float32 on cpu"
     views: tuple[tuple[Any, ...], ...] = ()  # blobs, uint8 [F, 3, H, W], of each video
 
 

@@ -28,6 +28,7 @@ class WeightChannel:
     def __init__(self, learner: Learner, rollouts: RolloutPool) -> None:
         self.learner, self.rollouts = learner, rollouts
         self.newest: PublishedPolicy | None = None
+        self.sampling: set[str] = set()  # the ways in which the actors that were looked at sample
 
     async def publish(self, adapter: Literal["old", "ema"] = "old") -> PublishedPolicy:
         """Make the learner's policy the newest. Actors take it before their next request."""
@@ -45,6 +46,7 @@ class WeightChannel:
         manifest = self.newest.manifest
         expected = len(manifest.tensors) // 2  # an A and a B for each linear layer
         for ack in await self.rollouts.sync():
+            self.sampling.add(ack.sampling)
             if ack.checksum != manifest.checksum or ack.num_modules != expected:
                 raise WeightMismatch(
                     f"{ack.actor} acknowledged version {ack.version} with checksum {ack.checksum[:12]} "

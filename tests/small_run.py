@@ -106,5 +106,6 @@ def outcome() -> RunOutcome:
         drops={"DataFailure": 1},
         num_redone=2,
         stopped_early=False,
+        sampling=["sdpa attention in float32 on cpu"],
         seconds={"setup": 3.0, "train": 8.0},
     )

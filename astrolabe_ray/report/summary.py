@@ -21,6 +21,7 @@ def summarise(outcome: RunOutcome) -> dict[str, Any]:
         "heldout": compare(before, after) if before is not None and after is not None else {},
         "diversity": {phase: evaluation.diversity for phase, evaluation in by_phase.items()},
         "stopped_early": outcome.stopped_early,
+        "sampling": outcome.sampling,
         "num_rollouts": outcome.num_rollouts,
         "rollouts_per_s": outcome.num_rollouts / max(outcome.train_wall_s, 1e-9),
         "seconds": outcome.seconds,

@@ -176,6 +176,7 @@ async def test_an_acknowledgement_states_checksum_and_number_of_layers(model_roo
         policy.manifest.checksum,
     )
     assert ack.num_modules == 2 * (4 + 4 + 2)  # 2 blocks: self-attention, cross-attention, feed-forward
+    assert ack.sampling == "sdpa attention in float32 on cpu"
     assert again == ack, "loaded twice"
 
 

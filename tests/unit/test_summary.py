@@ -33,6 +33,7 @@ def test_a_run_counts_what_it_did() -> None:
     assert summary["diversity"] == {"before": 0.25, "step-2": 0.23, "after": 0.21}
     assert summary["drops"] == {"DataFailure": 1}
     assert summary["stopped_early"] is False
+    assert summary["sampling"] == ["sdpa attention in float32 on cpu"]
 
 
 def test_a_run_without_its_last_evaluation_has_no_comparison() -> None:

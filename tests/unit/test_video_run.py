@@ -58,7 +58,7 @@ class FakePool:
             )
         ends = tuple(f"end of {task.seed}".encode() for task in tasks)
         views = tuple((f"view of {task.seed}",) for task in tasks)
-        return FinishedVideos(5, 0.5, ends, (b"png",) * len(tasks), "fake", views)
+        return FinishedVideos(5, 0.5, ends, (b"png",) * len(tasks), "fake", "plainly", views)
 
 
 class FakeRewards:
