@@ -13,6 +13,7 @@ from actors.scaling import ReplacementBudget, ScalingPolicy
 from astrolabe_ray.errors import AstrolabeError, ConfigError
 
 M = TypeVar("M")
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 SCALING_PERIOD_S = 1.0
@@ -71,6 +72,25 @@ class Fleet(Generic[M]):
         finally:
             self._idle += [member for member in members if member in self.members]
             self._wake()
+
+    async def on_member(
+        self, work: Callable[[M], Awaitable[T]], *, max_attempts: int, broken: tuple[type[Exception], ...]
+    ) -> T:
+        """`work` on a free member. One on which it raises an error of `broken` is discarded, and the work
+        done elsewhere. Raises the last such error after `max_attempts` tries.
+        """
+        backoff_s = FIRST_BACKOFF_S
+        for attempt in range(1, max_attempts + 1):
+            async with self.borrow() as member:
+                try:
+                    return await work(member)
+                except broken as failure:
+                    self.discard(member, failure)
+                    if attempt == max_attempts:
+                        raise
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
+        raise AssertionError("max_attempts is at least 1")
 
     @property
     def num_idle(self) -> int:

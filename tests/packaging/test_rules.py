@@ -18,6 +18,7 @@ SOURCES = [
     ROOT / "launch.py",
 ]
 REMOTE_CALLS_ALLOWED = {
+    "actors/hiring.py",
     "actors/pool.py",
     "actors/video_pool.py",
     "learner/group.py",

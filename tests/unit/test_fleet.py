@@ -213,3 +213,41 @@ async def test_all_idle_members_are_lent_together_and_each_once() -> None:
     assert members[0] not in crew.fleet.members
     assert crew.dismissed == [members[0]]
     await crew.fleet.stop()
+
+
+async def test_work_that_a_broken_member_failed_is_done_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead actor would take its work with it, or be lent again."""
+    monkeypatch.setattr(fleet_module, "FIRST_BACKOFF_S", 0.001)
+    crew = Crew()
+    await crew.fleet.start()
+    tried: list[str] = []
+
+    async def work(member: str) -> str:
+        tried.append(member)
+        if len(tried) < 3:
+            raise InfraFailure("it died")
+        return f"done by {member}"
+
+    assert await crew.fleet.on_member(work, max_attempts=3, broken=(InfraFailure,)) == "done by m2"
+    assert (tried, crew.dismissed) == (["m0", "m1", "m2"], ["m0", "m1"])
+
+
+async def test_work_that_no_member_can_do_raises_and_a_mistake_in_it_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A bad input would go round all members for ever and end each of them."""
+    monkeypatch.setattr(fleet_module, "FIRST_BACKOFF_S", 0.001)
+    crew = Crew()
+    await crew.fleet.start()
+    errors = [InfraFailure("it died"), InfraFailure("so did this one"), ConfigError("nobody can")]
+
+    async def work(member: str) -> str:
+        raise errors.pop(0)
+
+    with pytest.raises(InfraFailure, match="so did this one"):
+        await crew.fleet.on_member(work, max_attempts=2, broken=(InfraFailure,))
+    await soon(lambda: crew.fleet.num_idle == 1)
+    with pytest.raises(ConfigError, match="nobody can"):
+        await crew.fleet.on_member(work, max_attempts=2, broken=(InfraFailure,))
+    assert crew.dismissed == ["m0", "m1"]
+    await crew.fleet.stop()
