@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from actors.fleet import Fleet
-from actors.hiring import HiredActor, Hiring
 from actors.rollout_actor import RolloutActor, RolloutActorSpec, with_payloads
 from actors.scaling import ReplacementBudget, ScalingPolicy
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.errors import InfraFailure, WeightMismatch
+from astrolabe_ray.runtime.hiring import HiredActor, Hiring
 from astrolabe_ray.types import PublishedPolicy, Rollout, RolloutRequest, WeightAck
 
 BROKEN = (InfraFailure, WeightMismatch)

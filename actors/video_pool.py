@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from actors.fleet import Fleet
-from actors.hiring import HiredActor, Hiring
 from actors.scaling import ReplacementBudget, ScalingPolicy
 from actors.video_worker import VideoWorker
 from astrolabe_ray.errors import InfraFailure
+from astrolabe_ray.runtime.hiring import HiredActor, Hiring
 from astrolabe_ray.video_tasks import FinishedVideos, VideoModelSpec, VideoTask, VideoWatcher
 
 MAX_ATTEMPTS = 5

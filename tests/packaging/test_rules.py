@@ -18,7 +18,6 @@ SOURCES = [
     ROOT / "launch.py",
 ]
 REMOTE_CALLS_ALLOWED = {
-    "actors/hiring.py",
     "actors/pool.py",
     "actors/video_pool.py",
     "learner/group.py",

@@ -1,4 +1,4 @@
-"""Ray actors of a plain class, each in room of its own; both pools of this role hire theirs here."""
+"""Ray actors of a plain class, each in room of its own."""
 
 from __future__ import annotations
 
