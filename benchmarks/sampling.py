@@ -72,7 +72,7 @@ def main(
     num_latent_frames: Annotated[int, typer.Option(min=1)] = 21,
     height: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 32,
     width: Annotated[int, typer.Option(help="Pixels, a multiple of 16.")] = 32,
-    batch: Annotated[int, typer.Option(min=1, help="Videos sampled together.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Videos sampled together.")] = 24,
     window: Annotated[int, typer.Option(min=0, help="Latent frames of the window; 0: all.")] = 12,
     sink: Annotated[int, typer.Option(min=0)] = 3,
     rope: Annotated[Literal["absolute", "relative"], typer.Option()] = "relative",

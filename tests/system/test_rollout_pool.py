@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,9 +219,9 @@ async def test_an_actor_that_hangs_is_ended_and_its_work_redone(
     places = await where(pool)
     next_one = pool._fleet._idle[-1].name
     os.kill(places[next_one][0], signal.SIGSTOP)
-    impatient = config.rollout.model_copy(update={"request_timeout_s": 2})
+    impatient = replace(pool._hiring, answer_timeout_s=2)
     with monkeypatch.context() as patch:
-        patch.setattr(pool, "_rollout", impatient)
+        patch.setattr(pool, "_hiring", impatient)
         in_progress = asyncio.ensure_future(pool.generate(request(8)))
         await eventually(lambda: pool.capacity == 1, "the pool gives the hanging actor up")
     assert_bit_identical(await asyncio.wait_for(in_progress, PATIENCE_S), await oracle.generate(request(8)))
