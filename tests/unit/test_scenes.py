@@ -17,7 +17,6 @@ from astrolabe_ray.video_tasks import PlannedScene, VideoPlan
         ("a [2.5s] red circle|[#]b", [Scene("a red circle", 2.5), Scene("b", None, True)]),
         ("[ 5 s # ] a  b", [Scene("a b", 5, True)]),
         ("we are #1 [3s]", [Scene("we are #1", 3)]),
-        ("odd ] bracket", [Scene("odd ] bracket")]),
     ],
 )
 def test_a_prompt_is_read_as_it_is_written(text: str, scenes: list[Scene]) -> None:
@@ -32,6 +31,9 @@ def test_a_prompt_is_read_as_it_is_written(text: str, scenes: list[Scene]) -> No
         ("a |", 3, "no text"),
         ("a | [5s]", 4, "no text"),
         ("a [5s | b", 3, "never closed"),
+        ("a 5s] | b", 5, "closes nothing"),
+        ("a [5s]] | b", 7, "closes nothing"),
+        ("a | b ] c [5s]", 7, "closes nothing"),
         ("a [5]", 3, "write [5s]"),
         ("a [5#]", 3, "write [5s#]"),
         ("a [0s]", 3, "shows nothing"),
