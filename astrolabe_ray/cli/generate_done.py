@@ -35,9 +35,11 @@ class Done:
                 f"{len(self.kept)} done before and kept, {self.num_differ} made again, {num_new} new"
             )
         if self.num_others:
-            lines.append(f"{self.num_others} of other commands set aside in other_results.jsonl")
+            lines.append(
+                f"{self.num_others} that this command does not ask for, set aside in other_results.jsonl"
+            )
         if self.sheets_due:
-            lines.append(f"{len(self.sheets_due)} contact sheets drawn anew from their videos")
+            lines.append(f"contact sheets drawn anew from their videos: {len(self.sheets_due)}")
         return lines
 
 
