@@ -29,10 +29,14 @@ class VideoFolder:
     samples_per_prompt: int = 1
 
     def video(self, task: VideoTask) -> Path:
-        return self.path / "videos" / f"{self._stem(task)}.mp4"
+        sample = f"-{task.sample:02d}" if self.samples_per_prompt > 1 else ""
+        return self.path / "videos" / f"{task.prompt_index:05d}{sample}.mp4"
 
     def sheet(self, task: VideoTask) -> Path:
-        return self.path / "sheets" / f"{self._stem(task)}.png"
+        return self.sheet_of(self.video(task))
+
+    def sheet_of(self, video: Path) -> Path:
+        return self.path / "sheets" / f"{video.stem}.png"
 
     @property
     def results(self) -> Path:
@@ -90,10 +94,6 @@ class VideoFolder:
             write_json(self.average_scores, means)
         else:
             self.average_scores.unlink(missing_ok=True)
-
-    def _stem(self, task: VideoTask) -> str:
-        sample = f"-{task.sample:02d}" if self.samples_per_prompt > 1 else ""
-        return f"{task.prompt_index:05d}{sample}"
 
 
 class GrowingFile:

@@ -17,9 +17,10 @@ from astrolabe_ray.config.generate_options import GenerateOptions
 from astrolabe_ray.config.plan import Need, server_needs
 from astrolabe_ray.config.schema import ClusterConfig, ModelConfig
 from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.models.files import absolute
 from astrolabe_ray.report.run_dir import read_json
 from astrolabe_ray.video_folder import VideoFolder
-from astrolabe_ray.video_tasks import VideoTask
+from astrolabe_ray.video_tasks import VideoModelSpec, VideoPlan, VideoTask
 
 FEWER_WORKERS = "Use fewer --workers, or less of --cpus-per-worker and --gpus-per-worker (0: on the CPU)"
 
@@ -34,7 +35,11 @@ def generate(options: GenerateOptions, wiring: Wiring) -> None:
         typer.echo(line)
     draw_missing_sheets(done, folder, plan.spec.model, wiring)
     if done.todo:
-        (_make_here if options.local else _make_on_ray)(plan, options, done, folder, wiring)
+        try:
+            (_make_here if options.local else _make_on_ray)(plan, options, done, folder, wiring)
+        except KeyboardInterrupt:
+            typer.echo("Stopped. The same command goes on with what is not done.", err=True)
+            raise
     else:
         folder.begin(done.records, ())
     typer.echo(f"Results: {folder.results}")
@@ -51,18 +56,19 @@ def plan_lines(
 ) -> list[str]:
     """What will be made, aligned in two columns."""
     m, longest = plan.spec.model, max((task.plan for task in plan.tasks), key=lambda plan: plan.num_chunks)
-    num_frames = longest.first_frame(longest.num_chunks, m.chunk_frames)
+    num_frames = _num_made(longest, longest.num_chunks, plan.spec)
     window = "all" if m.window_frames is None else m.window_frames
     rows = {
         "model": f"{m.base_model} in {m.path}, {m.dtype}"
         + (f", LoRA {plan.spec.lora}" if plan.spec.lora else ""),
         "videos": f"{len(plan.tasks)}, up to {num_frames} frames ({num_frames / m.fps:.2f} s) of "
         f"{m.height}x{m.width} at {m.fps} fps in {longest.num_chunks} chunks",
+        "go on from": plan.spec.initial or "",
         "sampling": f"steps {','.join(map(str, m.denoising_steps))}, shift {m.timestep_shift:g}, chunks of "
         f"{m.chunk_frames}, window {window}, sink {m.sink_frames}, {m.rope} positions",
         "folder": str(folder.path),
     }
-    lines = [f"{name:>10}  {text}" for name, text in rows.items()]
+    lines = [f"{name:>10}  {text}" for name, text in rows.items() if text]
     lines += [f"{'note':>10}  {note}" for note in _notes(options, m, longest.num_chunks, num_frames)]
     if todo and len(todo[0].plan.scenes) > 1:
         lines += _scene_lines(todo[0], plan)
@@ -77,7 +83,7 @@ def _notes(options: GenerateOptions, m: ModelConfig, num_chunks: int, num_frames
     if options.num_frames not in (None, num_frames):
         yield f"not {options.num_frames} frames: the nearest whole number of chunks"
     if options.seconds is not None and abs(options.seconds * m.fps - num_frames) > 0.5:
-        yield f"not {options.seconds:g} s: whole chunks, less three frames at the start and at each cut"
+        yield f"not {options.seconds:g} s: whole chunks, less three frames wherever the decoder starts"
     if m.window_frames is None and num_chunks * m.chunk_frames > m.num_latent_frames:
         yield "every chunk sees all earlier ones, so memory grows; see --window-frames"
 
@@ -87,21 +93,30 @@ def _scene_lines(task: VideoTask, plan: GeneratePlan) -> list[str]:
     m = plan.spec.model
     lines = []
     for scene in task.plan.scenes:
-        start_s = task.plan.first_frame(scene.start_chunk, m.chunk_frames) / m.fps
+        start_s = _num_made(task.plan, scene.start_chunk, plan.spec) / m.fps
         how = "start" if scene.start_chunk == 0 else "cut" if scene.is_cut else "soft"
         lines.append(f"{'scene':>10}  {start_s:7.2f} s  {how:5}  {scene.prompt}")
     return lines
 
 
+def _num_made(plan: VideoPlan, end_chunk: int, spec: VideoModelSpec) -> int:
+    """Frames that are made before a chunk; what the video goes on from is not counted."""
+    c = spec.model.chunk_frames
+    given = 0 if spec.initial is None else c  # any number of whole chunks gives the same difference
+    return plan.first_frame(end_chunk, c, given) - plan.first_frame(0, c, given)
+
+
 def _writable(output_dir: str) -> Path:
-    folder = Path(output_dir).expanduser()
+    folder = absolute(output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
         (folder / ".writable").unlink()
     except OSError as error:
-        raise ConfigError(f"--output-dir {folder} can't be written: {error.strerror}; name another") from None
-    return folder.resolve()
+        raise ConfigError(
+            f"--output-dir {output_dir} can't be written: {error.strerror}; name another"
+        ) from None
+    return folder
 
 
 def _make_here(

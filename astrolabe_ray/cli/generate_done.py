@@ -64,6 +64,7 @@ def draw_missing_sheets(done: Done, folder: VideoFolder, model: ModelConfig, wir
     Raises ConfigError for a file that can't be read.
     """
     for task, record in done.sheets_due:
-        file = folder.path / record["video"]
-        write_bytes(folder.sheet(task), wiring.draw_sheet(file, task.plan, model, record["num_frames"]))
-        record["sheet"] = folder.relative(folder.sheet(task))
+        video = folder.path / record["video"]
+        sheet = folder.sheet_of(video)
+        write_bytes(sheet, wiring.draw_sheet(video, task.plan, model, record["num_frames"]))
+        record["sheet"] = folder.relative(sheet)

@@ -22,7 +22,7 @@ from astrolabe_ray.config.validation import as_config_error
 from astrolabe_ray.data.group_sampler import rollout_seed
 from astrolabe_ray.data.prompts import load_prompts
 from astrolabe_ray.errors import ConfigError
-from astrolabe_ray.models.files import anywhere, files_of, find_lora
+from astrolabe_ray.models.files import absolute, anywhere, files_of, find_lora
 from astrolabe_ray.models.stamps import Stamp, file_stamps, model_stamps
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.video_tasks import FRAMES_PER_LATENT_FRAME, VideoModelSpec, VideoPlan, VideoTask
@@ -138,12 +138,13 @@ def check_sampling(model: ModelConfig) -> None:
 def num_chunks(options: GenerateOptions, model: ModelConfig) -> int | None:
     """The length that was asked for, as the nearest whole number of chunks; None if none was.
 
-    T latent frames are 4 (T - 1) + 1 frames. Raises ConfigError when it is given twice.
+    T latent frames are 4 (T - 1) + 1 frames, or 4 T behind others. Raises ConfigError when it is given twice.
     """
     if options.num_frames is not None and options.seconds is not None:
         raise ConfigError("--num-frames and --seconds both give the length; leave one of them out")
     if options.num_frames is not None:
-        latent_frames = (options.num_frames - 1) / FRAMES_PER_LATENT_FRAME + 1
+        num_spared = 3 if options.initial_video is None else 0
+        latent_frames = (options.num_frames + num_spared) / FRAMES_PER_LATENT_FRAME
     elif options.seconds is not None:
         latent_frames = options.seconds * model.fps / FRAMES_PER_LATENT_FRAME
     else:
@@ -208,22 +209,22 @@ def chosen_lora(options: GenerateOptions, base: PublishedModel) -> str | None:
     """
     is_published = options.checkpoint is None or _same_file(options.checkpoint, base.config.checkpoint)
     named = options.lora or (base.lora if is_published else None)
-    return None if named is None or named == NO_LORA else str(find_lora(Path(named).expanduser().resolve()))
+    return None if named is None or named == NO_LORA else str(find_lora(absolute(named)))
 
 
 def _same_file(first: str, second: str | None) -> bool:
-    return second is not None and Path(first).expanduser().resolve() == Path(second).resolve()
+    return second is not None and absolute(first) == absolute(second)
 
 
 def _initial(file: str | None) -> str | None:
     if file is None:
         return None
-    path = Path(file).expanduser()
+    path = absolute(file)
     if path.suffix not in INITIAL_SUFFIXES:
         raise ConfigError(f"--initial-video {file} must be a video (.mp4) or latents (.safetensors)")
     if not path.is_file():
         raise ConfigError(f"--initial-video {file} does not exist")
-    return str(path.resolve())
+    return str(path)
 
 
 def _num_gpus(options: GenerateOptions) -> float:

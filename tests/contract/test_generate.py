@@ -207,7 +207,9 @@ def test_a_video_goes_on_from_a_file_and_is_streamed(tmp_path: Path) -> None:
     """Flags that are read and not handed on."""
     (tmp_path / "given.mp4").write_bytes(encode_mp4(moving_square(frames=21), fps=8, comment=""))
     common = ["--prompt", RED, "--initial-video", str(tmp_path / "given.mp4"), "--local", "--seconds", "3"]
-    generate(*common, "--stream", "--output-dir", str(tmp_path / "out"))
+    told = generate(*common, "--stream", "--output-dir", str(tmp_path / "out")).stdout
+    assert "1, up to 24 frames (3.00 s)" in told, "what was given is not counted, and has the first frame"
+    assert "note" not in told
     generate(*common, "--low-memory", "--output-dir", str(tmp_path / "frugal"))
     videos = [
         decode_mp4((tmp_path / name / "videos" / "00000.mp4").read_bytes())[0] for name in ("out", "frugal")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from actors.decoder import to_uint8
+from actors.local_video_pool import LocalVideoPool
 from actors.scene_sheet import CUT, SOFT, START, SceneSheet, sheet_of_file
 from actors.scenes import parse_scenes, plan_scenes
 from actors.video_models import VideoModels, merge_lora
@@ -198,6 +200,31 @@ def test_a_lora_of_another_model_is_named(spec: VideoModelSpec, tmp_path: Path) 
     (tmp_path / "adapter_config.json").write_text('{"r": 1, "lora_alpha": 1}')
     with pytest.raises(ConfigError, match="does not fit the model"):
         worker(spec, lora=str(tmp_path))
+
+
+def test_work_in_this_process_can_be_interrupted_between_chunks(spec: VideoModelSpec) -> None:
+    """Who presses Ctrl-C would wait for the end of a video of ten minutes."""
+    seen: list[int] = []
+
+    class Interrupting:
+        def begin(self, tasks: Sequence[VideoTask]) -> None: ...
+
+        def take(self, tasks: Sequence[VideoTask], piece: VideoPiece) -> None:
+            seen.append(piece.num_chunks)
+            if piece.num_chunks == 2:
+                making.cancel()
+
+    async def make() -> None:
+        nonlocal making
+        pool = LocalVideoPool(spec)
+        await pool.start()
+        making = asyncio.ensure_future(pool.make([task("a[15s]")], Interrupting()))
+        with pytest.raises(asyncio.CancelledError):
+            await making
+
+    making: asyncio.Future[FinishedVideos]
+    asyncio.run(make())
+    assert seen == [1, 2]
 
 
 @pytest.mark.parametrize("initial", [False, True])
