@@ -86,6 +86,8 @@ def resolve(
     if lora_init is not None:
         needed.append(absolute(lora_init))
     absent = [file for file in needed if not file.exists()]
+    if published is None and checkpoint is not None and absent == [files.transformer]:
+        raise ConfigError(f"model '{path}' lacks {absent[0]}; name a checkpoint file that exists, or none")
     if absent:
         raise ConfigError(_absence(path, absent, published, is_original=is_original))
     return files if lora_init is None else replace(files, lora_init=find_lora(absolute(lora_init)))

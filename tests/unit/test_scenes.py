@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from actors.scenes import Scene, parse_scenes, plan_scenes
@@ -94,6 +97,18 @@ def test_scenes_follow_each_other_and_the_video_ends_with_the_last() -> None:
         ),
         17,
     )
+
+
+def test_the_example_of_the_guide_is_as_long_as_the_guide_says() -> None:
+    """Someone counts 44.25 s where the guide promises three times 15, and looks for a fault."""
+    guide = Path(__file__).parents[2].joinpath("docs", "generate.md").read_text()
+    (prompt,) = re.findall(r'--prompt "(.* \| .*)"', guide)
+    plan = planned(prompt, fps=8)
+    num_frames = plan.first_frame(plan.num_chunks, 3)
+    starts = [plan.first_frame(scene.start_chunk, 3) for scene in plan.scenes]
+    assert (num_frames, starts, num_frames / 8) == (3 * 120 - 3 - 3, [0, 120 - 3, 240 - 3 - 3], 44.25)
+    said = " ".join(guide.split())
+    assert "354 frames remain, 44.25 s at 8 fps. The scenes begin at frames 0, 117 and 234." in said
 
 
 def test_a_cut_before_the_first_scene_is_no_cut() -> None:
