@@ -172,7 +172,7 @@ def test_a_cluster_without_room_is_named_before_any_actor_starts(
         env={**os.environ, "RAY_ADDRESS": cluster},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 2, done.stdout + done.stderr
     first, *_, last = done.stderr.splitlines()
