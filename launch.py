@@ -64,6 +64,12 @@ def plan_scenes(prompt: str, model: ModelConfig, num_chunks: int | None) -> Vide
     )
 
 
+def draw_sheet(file: Path, plan: VideoPlan, model: ModelConfig, num_frames: int) -> bytes:
+    from actors.scene_sheet import sheet_of_file
+
+    return sheet_of_file(file, plan, chunk_frames=model.chunk_frames, fps=model.fps, num_frames=num_frames)
+
+
 def make_video_pool(spec: VideoModelSpec, room: WorkerRoom | None) -> VideoPool:
     if room is None:
         from actors.local_video_pool import LocalVideoPool
@@ -118,12 +124,12 @@ def stop_rewards(config: RunConfig) -> None:
     down([server.name for server in status() if server.name.startswith(wanted)])  # also of earlier code
 
 
-def running_rewards(config: RunConfig) -> Collection[str]:
+def running_rewards(rewards: Sequence[RewardConfig]) -> Collection[str]:
     from reward_servers.app import server_specs
     from reward_servers.deploy import status
 
     running = {server.name for server in status() if server.status == "RUNNING"}
-    return [spec.scorer for spec in server_specs(config.rewards) if spec.app_name in running]
+    return [spec.scorer for spec in server_specs(rewards) if spec.app_name in running]
 
 
 def reward_servers() -> Sequence[ServerLine]:
@@ -137,6 +143,7 @@ WIRING = Wiring(
     checkpoint_problem=checkpoint_problem,
     latest_checkpoint=latest_checkpoint,
     plan_scenes=plan_scenes,
+    draw_sheet=draw_sheet,
     make_video_pool=make_video_pool,
     make_video_rewards=make_video_rewards,
     make_roles=make_roles,

@@ -22,11 +22,12 @@ LATENTS = "latents"
 
 
 def given_latents(models: VideoModels, path: str) -> Tensor:
-    """Clean latents [T, C, H, W] of the file's end, a whole number of chunks.
+    """Clean latents [T, C, H, W] of what the file shows, a whole number of chunks.
 
     Of a video the last 4 (T - 1) + 1 frames are taken, T being the largest multiple of chunk_frames
-    that it is long enough for, in the size of the videos to be made. Raises ConfigError for a file that
-    is too short or can't be read, and for latents of another shape.
+    that it is long enough for, in the size of the videos to be made. Of latents the first T: the first
+    one of a video stands for one frame and all others for four, so none of them can take its place.
+    Raises ConfigError for a file that is too short or can't be read, and for latents of another shape.
     """
     m = models.spec.model
     if Path(path).suffix == ".safetensors":
@@ -39,7 +40,7 @@ def given_latents(models: VideoModels, path: str) -> Tensor:
             )
         usable = len(latents) // m.chunk_frames * m.chunk_frames
         _require(usable, len(latents), m.chunk_frames, path, "latent frames", m.chunk_frames)
-        return latents[-usable:].float()
+        return latents[:usable].float()
     video = _read_video(Path(path))
     usable = ((len(video) + 3) // FRAMES_PER_LATENT_FRAME) // m.chunk_frames * m.chunk_frames
     needed = FRAMES_PER_LATENT_FRAME * (m.chunk_frames - 1) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,7 +11,10 @@ from astrolabe_ray.video_tasks import FinishedVideos, VideoModelSpec, VideoTask,
 
 
 class LocalVideoPool:
-    """Fulfils `video_tasks.VideoPool`. Work is done in the caller's thread: nothing runs beside it."""
+    """Fulfils `video_tasks.VideoPool`. Work is done in the caller's thread: nothing runs beside it.
+
+    Between two chunks others have their turn, so that a command that is interrupted ends there.
+    """
 
     def __init__(self, spec: VideoModelSpec) -> None:
         self._worker = VideoWorker(spec, "local")
@@ -27,6 +31,7 @@ class LocalVideoPool:
         pieces = self._worker.make(tasks)
         while not isinstance(piece := next(pieces), FinishedVideos):
             watcher.take(tasks, piece)
+            await asyncio.sleep(0)
         num_views = len(self._worker.spec.views)
         views = tuple(tuple(next(pieces) for _ in range(num_views)) for _ in tasks)
         return replace(piece, views=views)

@@ -6,11 +6,14 @@ Legend: F frames, H height, W width.
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import cv2
 import numpy as np
 
-from astrolabe_ray.video_tasks import VideoPlan
+from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.report.video import frames_of
+from astrolabe_ray.video_tasks import FRAMES_PER_LATENT_FRAME, VideoPlan
 
 NUM_COLUMNS = 10
 NUM_DENSE = 4  # a quarter of a second apart
@@ -37,14 +40,14 @@ class SceneSheet:
         self._has_given = num_given > 0
         self._wanted = {frame for row in self._rows for frame in row}
         self._cells: dict[int, np.ndarray] = {}
-        self._num_seen = 0
+        self.num_seen = 0
 
     def add(self, video: np.ndarray) -> None:
         """The next frames, uint8 [F, 3, H, W]."""
-        for number, frame in enumerate(video, start=self._num_seen):
+        for number, frame in enumerate(video, start=self.num_seen):
             if number in self._wanted:
                 self._cells[number] = _cell(frame.transpose(1, 2, 0))
-        self._num_seen += len(video)
+        self.num_seen += len(video)
 
     def picture(self) -> np.ndarray:
         """uint8 [H, W, 3]; call after the last frame."""
@@ -72,6 +75,26 @@ class SceneSheet:
         bar = _blank(len(body), MARK_WIDTH + GAP)
         bar[GAP:, :MARK_WIDTH] = mark
         return np.concatenate([bar, body], axis=1)
+
+
+def sheet_of_file(path: Path, plan: VideoPlan, *, chunk_frames: int, fps: int, num_frames: int) -> bytes:
+    """The sheet, as png, of a finished video of `num_frames`, those that it went on from included.
+
+    Raises ConfigError for a file that can't be read or has another length.
+    """
+    num_given = (num_frames - plan.first_frame(plan.num_chunks, chunk_frames)) // FRAMES_PER_LATENT_FRAME
+    sheet = SceneSheet(plan, chunk_frames=chunk_frames, fps=fps, num_given=num_given)
+    problem = ""
+    try:
+        for frame in frames_of(path):
+            sheet.add(frame[None])
+    except (OSError, ValueError) as reason:  # PyAV's errors are both
+        problem = str(reason)
+    if not problem and sheet.num_seen != num_frames:
+        problem = f"it has {sheet.num_seen} frames and not {num_frames}"
+    if problem:
+        raise ConfigError(f"can't draw a contact sheet of {path}: {problem}; delete it, and it is made again")
+    return sheet.png()
 
 
 def _shown(first: int, last: int, fps: int) -> list[int]:

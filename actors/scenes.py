@@ -98,6 +98,7 @@ def _parse_scene(text: str, start: int, end: int) -> Scene:
     seconds, is_cut, tag_start = None, False, None
     words, position = "", start
     while (opened := text.find("[", position, end)) >= 0:
+        _require_no_closing(text, position, opened)
         closed = text.find("]", opened, end)
         if closed < 0:
             raise _error(text, opened, "this [ is never closed", "write a duration like [5s]")
@@ -107,12 +108,20 @@ def _parse_scene(text: str, start: int, end: int) -> Scene:
         tag_start = opened
         words += text[position:opened] + " "
         position = closed + 1
+    _require_no_closing(text, position, end)
     prompt = " ".join((words + text[position:end]).split())
     if not prompt:
         raise _error(
             text, max(0, min(start, len(text) - 1)), "this scene has no text", "describe what it shows"
         )
     return Scene(prompt, seconds, is_cut)
+
+
+def _require_no_closing(text: str, start: int, end: int) -> None:
+    """Raises ConfigError for a bracket in `text[start:end]`, where no tag is open."""
+    closed = text.find("]", start, end)
+    if closed >= 0:
+        raise _error(text, closed, "this ] closes nothing", "write a tag like [5s], or remove it")
 
 
 def _parse_tag(text: str, opened: int, closed: int) -> tuple[float | None, bool]:

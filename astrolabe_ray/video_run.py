@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from astrolabe_ray.report.run_dir import write_bytes
 from astrolabe_ray.roles import RewardPool
 from astrolabe_ray.types import PolicyVersion, Rollout, Scores
-from astrolabe_ray.video_folder import GrowingFile, VideoFolder
+from astrolabe_ray.video_folder import GrowingFile, Record, Records, VideoFolder
 from astrolabe_ray.video_tasks import FinishedVideos, VideoPiece, VideoPool, VideoTask
 
 BATCHES_PER_WORKER = 2
@@ -39,17 +39,15 @@ class VideoRun:
     with_files: bool = True
     is_stream: bool = False
     rewards: RewardPool | None = None
-    _records: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+    _records: Records = field(default_factory=dict)
 
-    async def make(self, tasks: Sequence[VideoTask], batch_size: int) -> None:
-        """Make `tasks` and add their records to the folder's; records that they had are void at once.
+    async def make(self, tasks: Sequence[VideoTask], batch_size: int, kept: Sequence[Record] = ()) -> None:
+        """Make `tasks`, whose records and those `kept` are the folder's results from then on.
 
         Produces: files and records. Waits for: free workers. Bounded by: the batches in flight. The
         first failure ends it; what is recorded by then need not be made again.
         """
-        void = {task.key for task in tasks}
-        self._records = {key: record for key, record in self.folder.read().items() if key not in void}
-        self.folder.write(self._records)
+        self._records = self.folder.begin(kept, tasks)
         waiting = deque(batches(tasks, batch_size))
 
         async def work() -> None:
@@ -106,14 +104,14 @@ class VideoRun:
         if made.sheets:
             write_bytes(self.folder.sheet(task), made.sheets[number])
 
-    def _record(self, task: VideoTask, made: FinishedVideos, scores: Scores | None) -> dict[str, Any]:
-        video = self.folder.video(task).relative_to(self.folder.path).as_posix()
-        record: dict[str, Any] = {
+    def _record(self, task: VideoTask, made: FinishedVideos, scores: Scores | None) -> Record:
+        record: Record = {
             "id": task.prompt_index,
             "sample": task.sample,
             "prompt": task.prompt,
             "seed": task.seed,
-            "video": video if self.with_files else None,
+            "video": self.folder.relative(self.folder.video(task)) if self.with_files else None,
+            "sheet": self.folder.relative(self.folder.sheet(task)) if made.sheets else None,
             "num_frames": made.num_frames,
             "fps": self.fps,
             "seconds": round(made.seconds, 3),

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from astrolabe_ray.cli.generate_flags import add_generate
+from astrolabe_ray.cli.usage import OneLineErrors
 from astrolabe_ray.cli.wiring import Wiring
 from astrolabe_ray.config.overrides import PREFIX
 from astrolabe_ray.config.seed_keys import translated
@@ -70,6 +71,7 @@ def make_app(wiring: Wiring) -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        cls=OneLineErrors,
     )
     _add_train(app, wiring)
     add_generate(app, wiring)

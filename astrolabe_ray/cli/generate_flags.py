@@ -56,12 +56,21 @@ BaseModel = Annotated[
     _flag(MODEL, "Name of a base model; it brings the defaults of sampling.", default="tiny_sprites"),
 ]
 ModelPath = Annotated[str | None, _flag(MODEL, "Model directory instead of the base model's.", metavar="DIR")]
-Checkpoint = Annotated[str | None, _flag(MODEL, "File with the transformer's weights.", metavar="FILE")]
+Checkpoint = Annotated[
+    str | None,
+    _flag(
+        MODEL,
+        "File with the transformer's weights, in place of the base model's and its own LoRA.",
+        metavar="FILE",
+    ),
+]
 CheckpointKey = Annotated[str | None, _flag(MODEL, "Which weights of a checkpoint that holds several.")]
 Lora = Annotated[
     str | None,
     _flag(
-        MODEL, "PEFT folder, or a checkpoint of a run; `none`: not even the base model's own.", metavar="DIR"
+        MODEL,
+        "PEFT folder, or a checkpoint of a run, in place of the base model's own; `none`: without that, too.",
+        metavar="DIR",
     ),
 ]
 NumFrames = Annotated[int | None, _flag(LENGTH, "Length; becomes the nearest whole number of chunks.")]

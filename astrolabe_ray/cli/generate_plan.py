@@ -22,7 +22,8 @@ from astrolabe_ray.config.validation import as_config_error
 from astrolabe_ray.data.group_sampler import rollout_seed
 from astrolabe_ray.data.prompts import load_prompts
 from astrolabe_ray.errors import ConfigError
-from astrolabe_ray.models.files import files_of, find_lora
+from astrolabe_ray.models.files import absolute, anywhere, files_of, find_lora
+from astrolabe_ray.models.stamps import Stamp, file_stamps, model_stamps
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.video_tasks import FRAMES_PER_LATENT_FRAME, VideoModelSpec, VideoPlan, VideoTask
 
@@ -50,8 +51,8 @@ def plan_generate(options: GenerateOptions, wiring: Wiring) -> GeneratePlan:
     base = _base_model(options.base_model)
     model = model_config(options, base)
     check_sampling(model)
-    files_of(model)
-    lora = _lora(options, base)
+    files = files_of(model)
+    lora = chosen_lora(options, base)
     initial = _initial(options.initial_video)
     rewards = tuple(RewardConfig(key=key) for key in options.rewards)
     check_rewards(rewards, wiring.reward_problems)
@@ -62,7 +63,7 @@ def plan_generate(options: GenerateOptions, wiring: Wiring) -> GeneratePlan:
         raise ConfigError("--rewards can't judge videos with several scenes: a score is of one prompt")
     num_gpus = _num_gpus(options)
     spec = VideoModelSpec(
-        model,
+        anywhere(model),  # workers start in other folders
         lora=lora,
         initial=initial,
         device="cuda" if num_gpus else "cpu",
@@ -72,8 +73,10 @@ def plan_generate(options: GenerateOptions, wiring: Wiring) -> GeneratePlan:
         is_stream=options.stream,
         with_sheets=options.contact_sheets,
     )
+    stamps = model_stamps(files)
+    stamps += [stamp for file in (lora, initial) if file is not None for stamp in file_stamps(Path(file))]
     tasks = tuple(
-        _task(prompt, number, sample, plan, options, spec)
+        _task(prompt, number, sample, plan, options, spec.model, stamps)
         for number, (prompt, plan) in enumerate(zip(prompts, plans, strict=True))
         for sample in range(options.samples_per_prompt)
     )
@@ -135,12 +138,13 @@ def check_sampling(model: ModelConfig) -> None:
 def num_chunks(options: GenerateOptions, model: ModelConfig) -> int | None:
     """The length that was asked for, as the nearest whole number of chunks; None if none was.
 
-    T latent frames are 4 (T - 1) + 1 frames. Raises ConfigError when it is given twice.
+    T latent frames are 4 (T - 1) + 1 frames, or 4 T behind others. Raises ConfigError when it is given twice.
     """
     if options.num_frames is not None and options.seconds is not None:
         raise ConfigError("--num-frames and --seconds both give the length; leave one of them out")
     if options.num_frames is not None:
-        latent_frames = (options.num_frames - 1) / FRAMES_PER_LATENT_FRAME + 1
+        num_spared = 3 if options.initial_video is None else 0
+        latent_frames = (options.num_frames + num_spared) / FRAMES_PER_LATENT_FRAME
     elif options.seconds is not None:
         latent_frames = options.seconds * model.fps / FRAMES_PER_LATENT_FRAME
     else:
@@ -160,30 +164,31 @@ def _video_plan(
 
 
 def _task(
-    prompt: str, number: int, sample: int, plan: VideoPlan, options: GenerateOptions, spec: VideoModelSpec
+    prompt: str,
+    number: int,
+    sample: int,
+    plan: VideoPlan,
+    options: GenerateOptions,
+    model: ModelConfig,
+    stamps: Sequence[Stamp],
 ) -> VideoTask:
     seed = rollout_seed(options.seed, 0, number, sample)
     task = VideoTask(number, sample, prompt, seed, plan, fingerprint="")
-    return replace(task, fingerprint=_fingerprint(task, options, spec))
+    return replace(task, fingerprint=_fingerprint(task, options, model, stamps))
 
 
-def _fingerprint(task: VideoTask, options: GenerateOptions, spec: VideoModelSpec) -> str:
-    """Hash of all that decides what a video is; files count by their size and time of change."""
-    files = [spec.model.checkpoint, spec.lora, spec.initial]
+def _fingerprint(
+    task: VideoTask, options: GenerateOptions, model: ModelConfig, stamps: Sequence[Stamp]
+) -> str:
+    """Hash of all that decides what a video is: options, prompt, and the `stamps` of every file."""
     facts = [
-        spec.model.model_dump(mode="json"),
-        [stamp for file in files if file is not None for stamp in _stamps(Path(file))],
+        model.model_dump(mode="json"),
+        stamps,
         [task.prompt, task.seed, task.plan.num_chunks],
         [[scene.prompt, scene.start_chunk, scene.is_cut] for scene in task.plan.scenes],
         [options.save_videos, sorted(options.rewards)],
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-def _stamps(path: Path) -> list[list[Any]]:
-    """Name, size and time of change of a file, or of each file in a folder."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def _base_model(name: str) -> PublishedModel:
@@ -197,21 +202,29 @@ def _suggestion(name: str, known: Collection[str]) -> str:
     return (f"did you mean '{meant[0]}'? " if meant else "") + f"There are: {', '.join(sorted(known))}"
 
 
-def _lora(options: GenerateOptions, base: PublishedModel) -> str | None:
-    """Folder of the LoRA that was named, else of the base model's own."""
-    named = options.lora or base.lora
-    return None if named is None or named == NO_LORA else str(find_lora(Path(named).expanduser().resolve()))
+def chosen_lora(options: GenerateOptions, base: PublishedModel) -> str | None:
+    """Folder of the LoRA that was named, else of the base model's own if its own checkpoint is used.
+
+    The published LoRA was trained on the published checkpoint; another checkpoint stands alone.
+    """
+    is_published = options.checkpoint is None or _same_file(options.checkpoint, base.config.checkpoint)
+    named = options.lora or (base.lora if is_published else None)
+    return None if named is None or named == NO_LORA else str(find_lora(absolute(named)))
+
+
+def _same_file(first: str, second: str | None) -> bool:
+    return second is not None and absolute(first) == absolute(second)
 
 
 def _initial(file: str | None) -> str | None:
     if file is None:
         return None
-    path = Path(file).expanduser()
+    path = absolute(file)
     if path.suffix not in INITIAL_SUFFIXES:
         raise ConfigError(f"--initial-video {file} must be a video (.mp4) or latents (.safetensors)")
     if not path.is_file():
         raise ConfigError(f"--initial-video {file} does not exist")
-    return str(path.resolve())
+    return str(path)
 
 
 def _num_gpus(options: GenerateOptions) -> float:

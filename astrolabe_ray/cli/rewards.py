@@ -24,7 +24,7 @@ def up(spec: str, overrides: Sequence[str], wiring: Wiring) -> None:
     with _joined(config):
         from astrolabe_ray.runtime.preflight import cluster_room, require_room
 
-        running = wiring.running_rewards(config)
+        running = wiring.running_rewards(config.rewards)
         needs = [need for need in make_plan(config).needs if need.reward and need.reward not in running]
         require_room(needs, 0, *cluster_room())
         wiring.start_rewards(config)

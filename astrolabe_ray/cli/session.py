@@ -53,7 +53,7 @@ def run_on_ray(config: RunConfig, plan: Plan, wiring: Wiring, resume_from: Path 
 
 def _require_room(config: RunConfig, plan: Plan, wiring: Wiring) -> None:
     """Reward servers that run already need no more room."""
-    running = wiring.running_rewards(config)
+    running = wiring.running_rewards(config.rewards)
     needs = [need for need in plan.needs if need.reward is None or need.reward not in running]
     require_room(needs, object_store_need(config, plan), *cluster_room())
 

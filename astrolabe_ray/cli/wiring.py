@@ -46,6 +46,8 @@ class Wiring:
 
     plan_scenes: Callable[[str, ModelConfig, int | None], VideoPlan]
     """Plan of a prompt's scenes, in a video of so many chunks or of the length that they have."""
+    draw_sheet: Callable[[Path, VideoPlan, ModelConfig, int], bytes]
+    """Contact sheet, as png, of a video file of so many frames."""
     make_video_pool: Callable[[VideoModelSpec, WorkerRoom | None], VideoPool]
     """Workers that make videos, not started; without room: one in this process, without Ray."""
     make_video_rewards: Callable[[Sequence[RewardConfig], bool], RewardPool]
@@ -57,7 +59,7 @@ class Wiring:
     start_rewards: Callable[[RunConfig], None]
     """Start the reward servers of a config that do not run yet."""
     stop_rewards: Callable[[RunConfig], None]
-    running_rewards: Callable[[RunConfig], Collection[str]]
-    """Scorers of the config's rewards whose server runs already."""
+    running_rewards: Callable[[Sequence[RewardConfig]], Collection[str]]
+    """Scorers of the rewards whose server runs already."""
     reward_servers: Callable[[], Sequence[ServerLine]]
     """All reward servers of the cluster."""

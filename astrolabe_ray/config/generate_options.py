@@ -117,8 +117,13 @@ def _read(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as reason:
+        content = yaml.safe_load(file.expanduser().read_text(encoding="utf-8"))
+    except (
+        OSError,
+        UnicodeDecodeError,
+        RuntimeError,
+        yaml.YAMLError,
+    ) as reason:  # RuntimeError: home of nobody
         raise ConfigError(f"can't read the options in {file}: {' '.join(str(reason).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{file} holds no options; write one a line, for example seed: 3")

@@ -106,10 +106,15 @@ def _needs(config: RunConfig) -> tuple[Need, ...]:
     return (
         Need("learner rank", learner.num_ranks, learner.num_cpus, learner.num_gpus),
         Need("rollout actor", rollout.min_actors, rollout.num_cpus, rollout.num_gpus),
-        *(
-            Need(server_role(name), reward.min_replicas, reward.num_cpus, reward.num_gpus, reward=name)
-            for name, reward in servers(config.rewards).items()
-        ),
+        *server_needs(config.rewards),
+    )
+
+
+def server_needs(rewards: Sequence[RewardConfig]) -> tuple[Need, ...]:
+    """A need for each server of `rewards`."""
+    return tuple(
+        Need(server_role(name), reward.min_replicas, reward.num_cpus, reward.num_gpus, reward=name)
+        for name, reward in servers(rewards).items()
     )
 
 

@@ -51,7 +51,7 @@ def files_of(model: ModelConfig) -> ModelFiles:
 def anywhere(model: ModelConfig) -> ModelConfig:
     """`model` with absolute paths, which mean the same in a process that was started in another folder."""
     paths = {
-        name: str(_absolute(value))
+        name: str(absolute(value))
         for name in ("path", "checkpoint", "lora_init")
         if (value := getattr(model, name)) is not None and value not in BUILTIN
     }
@@ -74,21 +74,31 @@ def resolve(
         raise ConfigError(f"there is no model '{path}'; use {' or '.join(BUILTIN)} or a directory")
     if checkpoint_key is not None and checkpoint is None:
         raise ConfigError(f"model.checkpoint_key {checkpoint_key} needs a file: set model.checkpoint")
-    root = BUILTIN.get(path) or _absolute(path)
+    root = BUILTIN.get(path) or absolute(path)
     published = None if path in BUILTIN else owner_of(path, checkpoint)
     is_original = _looks_original(root) or (published is not None and not _looks_like_folders(root))
     files, needed = _original(root) if is_original else _folders(root)
     if checkpoint is None:
         needed += shards(files.transformer, TRANSFORMER_STEM)
     else:
-        files = replace(files, transformer=_absolute(checkpoint), checkpoint_key=checkpoint_key)
+        files = replace(files, transformer=absolute(checkpoint), checkpoint_key=checkpoint_key)
         needed.append(files.transformer)
     if lora_init is not None:
-        needed.append(_absolute(lora_init))
+        needed.append(absolute(lora_init))
     absent = [file for file in needed if not file.exists()]
+    if published is None and checkpoint is not None and absent == [files.transformer]:
+        raise ConfigError(f"model '{path}' lacks {absent[0]}; name a checkpoint file that exists, or none")
     if absent:
         raise ConfigError(_absence(path, absent, published, is_original=is_original))
-    return files if lora_init is None else replace(files, lora_init=find_lora(_absolute(lora_init)))
+    return files if lora_init is None else replace(files, lora_init=find_lora(absolute(lora_init)))
+
+
+def absolute(path: str) -> Path:
+    """A path as it was typed, `~` included, from the root on. Raises ConfigError for the home of nobody."""
+    try:
+        return Path(path).expanduser().resolve()
+    except RuntimeError as reason:
+        raise ConfigError(f"can't find {path}: {reason}; write the whole path") from None
 
 
 def find_lora(path: Path) -> Path:
@@ -165,10 +175,6 @@ def _original(root: Path) -> tuple[ModelFiles, list[Path]]:
     tokenizer = root / TOKENIZER_DIR
     needed = [config, vae, text_encoder, tokenizer / "tokenizer_config.json"]
     return ModelFiles(root, config, root, None, vae, text_encoder, tokenizer), needed
-
-
-def _absolute(path: str) -> Path:
-    return Path(path).expanduser().resolve()
 
 
 def _looks_original(root: Path) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
@@ -71,6 +73,13 @@ def encode_mp4(video: np.ndarray, *, fps: int, comment: str) -> bytes:
     _, _, height, width = video.shape
     writer = Mp4Writer(height=height, width=width, fps=fps, comment=comment)
     return writer.add(video) + writer.close()
+
+
+def frames_of(path: Path) -> Iterator[np.ndarray]:
+    """The frames of a file, uint8 [3, H, W], one by one. Raises OSError or ValueError if it is no video."""
+    with av.open(str(path)) as file:
+        for frame in file.decode(video=0):
+            yield frame.to_ndarray(format="rgb24").transpose(2, 0, 1)
 
 
 def decode_mp4(content: bytes) -> tuple[np.ndarray, str]:

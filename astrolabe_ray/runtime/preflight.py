@@ -17,6 +17,8 @@ GIB = 2**30
 ROUNDING = 1e-6
 """Sums of fractional resources are not exact."""
 
+OF_A_RUN = "Lower rollout.min_actors, learner.num_ranks or their num_cpus and num_gpus"
+
 
 @dataclass(frozen=True)
 class Room:
@@ -52,7 +54,14 @@ def cluster_room() -> tuple[Room, Room]:
     return total, free
 
 
-def require_room(needs: Sequence[Need], object_store_bytes: float, total: Room, free: Room) -> None:
+def require_room(
+    needs: Sequence[Need],
+    object_store_bytes: float,
+    total: Room,
+    free: Room,
+    *,
+    way_out: str = OF_A_RUN,
+) -> None:
     """Check that `needs` fit. Leave out of them what already runs (shared reward servers).
 
     Raises ConfigError with a table of wanted, total and free. Whether each single process fits its
@@ -81,8 +90,7 @@ def require_room(needs: Sequence[Need], object_store_bytes: float, total: Room, 
     listed = ", ".join(str(need) for need in needs)
     raise ConfigError(
         f"the cluster has too little {' and '.join(short)} for this run:\n" + "\n".join(table) + f"\n"
-        f"It needs {listed}. Lower rollout.min_actors, learner.num_ranks or their num_cpus and num_gpus, "
-        "end what else runs on the cluster, or add nodes."
+        f"It needs {listed}. {way_out}, end what else runs on the cluster, or add nodes."
     )
 
 

@@ -176,6 +176,17 @@ def test_videos_scores_and_what_a_rerun_does(tmp_path: Path) -> None:
     more = generate(*options, "--rewards", "tiny_clip,motion_quality", "--max_samples", "3", cwd=tmp_path)
     assert "2 done before and kept, 0 made again, 1 new" in more.stdout
     assert results.read_bytes().startswith(before)
+    scores = [json.loads(line)["scores"]["tiny_clip"] for line in results.read_text().splitlines()]
+    assert "Average of 3: motion_quality" in more.stdout and f"tiny_clip {sum(scores) / 3:.4f}" in more.stdout
+
+    sheet = tmp_path / "out" / "sheets" / "00001.png"
+    sheet.unlink()
+    fewer = generate(*options, "--rewards", "tiny_clip,motion_quality", cwd=tmp_path)
+    assert "2 done before and kept, 0 made again, 0 new" in fewer.stdout
+    assert "1 that this command does not ask for, set aside in other_results.jsonl" in fewer.stdout
+    assert "contact sheets drawn anew from their videos: 1" in fewer.stdout and sheet.exists()
+    assert "Average of 2: " in fewer.stdout and f"tiny_clip {sum(scores[:2]) / 2:.4f}" in fewer.stdout
+    assert fewer.stdout.splitlines()[-1] == "LOADED", "nothing is generated"
     other = generate(*options, "--sink_size", "0", cwd=tmp_path)
     assert "0 done before and kept, 2 made again, 0 new" in other.stdout
 
@@ -185,7 +196,7 @@ def test_a_length_becomes_whole_chunks_and_says_so(tmp_path: Path) -> None:
     root = write_tiny_model(tmp_path / "model")
     common = ["--prompt", "a", "--model-path", str(root), "--output-dir", str(tmp_path), "--local"]
     done = generate(*common, "--num_frames", "240", "--no-save-videos", "--no-contact-sheets")
-    assert "up to 237 frames" in done.stdout
+    assert "up to 237 frames (29.62 s)" in done.stdout
     assert "not 240 frames: the nearest whole number of chunks" in done.stdout
     (record,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     assert record["num_frames"] == 237
@@ -196,7 +207,9 @@ def test_a_video_goes_on_from_a_file_and_is_streamed(tmp_path: Path) -> None:
     """Flags that are read and not handed on."""
     (tmp_path / "given.mp4").write_bytes(encode_mp4(moving_square(frames=21), fps=8, comment=""))
     common = ["--prompt", RED, "--initial-video", str(tmp_path / "given.mp4"), "--local", "--seconds", "3"]
-    generate(*common, "--stream", "--output-dir", str(tmp_path / "out"))
+    told = generate(*common, "--stream", "--output-dir", str(tmp_path / "out")).stdout
+    assert "1, up to 24 frames (3.00 s)" in told, "what was given is not counted, and has the first frame"
+    assert "note" not in told
     generate(*common, "--low-memory", "--output-dir", str(tmp_path / "frugal"))
     videos = [
         decode_mp4((tmp_path / name / "videos" / "00000.mp4").read_bytes())[0] for name in ("out", "frugal")

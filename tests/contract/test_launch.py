@@ -321,6 +321,51 @@ def test_every_command_explains_itself(command: list[str]) -> None:
     assert "Usage" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --confg x", "there is no option '--confg' of train; did you mean --config?"),
+        ("train", "train needs --config FILE.py:PRESET; see `python launch.py train --help`"),
+        ("generate --promt x", "there is no option '--promt' of generate; did you mean --prompt?"),
+        (
+            "generate --prompt a red circle",
+            "generate has no place for 'red circle'; a text with spaces needs quotes; see ",
+        ),
+        ("generate --seed", "generate: --seed needs a value; see `python launch.py generate --help`"),
+        ("generate --seed x --prompt a", "generate: --seed: "),
+        ("rewards upp", "there is no command 'rewards upp'; did you mean up? There are: up, status, down"),
+        (
+            "rewards status --confg x",
+            "there is no option '--confg' of rewards status; did you mean --config?",
+        ),
+        (
+            "models chekc longlive",
+            "there is no command 'models chekc'; did you mean check? There are: list, ",
+        ),
+        (
+            "models list --all",
+            "there is no option '--all' of models list; see `python launch.py models list ",
+        ),
+        ("models check", "models check needs NAME; see "),
+        ("configs show", "configs show needs FILE.py:PRESET; see "),
+        ("configs diff a b c", "configs diff has no place for 'c'; "),
+        ("gnerate", "there is no command 'gnerate'; did you mean generate? There are: train, generate, "),
+        ("--version", "there is no option '--version'; see `python launch.py --help`"),
+    ],
+)
+def test_what_no_command_knows_ends_in_one_line(arguments: str, message: str) -> None:
+    """A box that is drawn around half a sentence, in the middle of a log, without what was meant."""
+    (line,) = errors_of(run(*arguments.split()))
+    assert line.startswith(f"error: {message}"), line
+
+
+def test_a_group_of_commands_alone_shows_its_help() -> None:
+    """An empty error, for whoever only looks around."""
+    done = run("rewards")
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "Usage" in done.stdout and "status" in done.stdout
+
+
 def test_a_report_of_a_folder_that_is_no_run_says_so(tmp_path: Path) -> None:
     """An empty page would be written where no run is."""
     done = run("report", str(tmp_path))

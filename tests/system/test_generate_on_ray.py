@@ -43,11 +43,12 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> VideoModelSpec:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def cluster() -> Iterator[str]:
+    """Address of a cluster with two CPUs."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in the same order here and in the workers
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
+    context = ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield context.address_info["gcs_address"]
     ray.shutdown()
     torch.set_num_threads(threads)
 
@@ -91,7 +92,7 @@ class Killer:
 
 
 async def test_two_workers_make_the_videos_of_one_also_when_one_dies(
-    cluster: None, spec: VideoModelSpec, tmp_path: Path
+    cluster: str, spec: VideoModelSpec, tmp_path: Path
 ) -> None:
     """Work of a dead worker that is lost, doubled or made with other noise."""
     local = LocalVideoPool(spec)
@@ -121,7 +122,7 @@ async def test_two_workers_make_the_videos_of_one_also_when_one_dies(
 
 
 async def test_views_stay_where_they_were_made_until_a_scorer_reads_them(
-    cluster: None, spec: VideoModelSpec
+    cluster: str, spec: VideoModelSpec
 ) -> None:
     """Pixels of every video would pass through the driver."""
 
@@ -145,12 +146,39 @@ async def test_views_stay_where_they_were_made_until_a_scorer_reads_them(
         assert np.array_equal(RayBlobStore().get(ref), view)  # the worker is gone; the view is not
 
 
-async def test_a_model_that_is_not_there_ends_the_start(cluster: None, tmp_path: Path) -> None:
+async def test_a_model_that_is_not_there_ends_the_start(cluster: str, tmp_path: Path) -> None:
     """Thirty replacements would fail one after the other."""
     pool = ray_pool(VideoModelSpec(ModelConfig(path=str(tmp_path))), num_workers=1)
     with pytest.raises(ConfigError, match="lacks"):
         await pool.start()
     await pool.stop()
+
+
+@pytest.mark.parametrize(
+    ("option", "number", "short", "need"),
+    [
+        ("--workers", "3", "CPU", "3 x video worker (1 CPU)"),
+        ("--gpus-per-worker", "1", "GPU", "1 x video worker (1 CPU + 1 GPU)"),
+    ],
+)
+def test_a_cluster_without_room_is_named_before_any_actor_starts(
+    cluster: str, tmp_path: Path, option: str, number: str, short: str, need: str
+) -> None:
+    """The command would wait for room, holding what it got."""
+    arguments = ["--prompt", "a", "--samples-per-prompt", "3", "--output-dir", str(tmp_path), option, number]
+    done = subprocess.run(
+        [sys.executable, "launch.py", "generate", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": cluster},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    first, *_, last = done.stderr.splitlines()
+    assert first == f"error: the cluster has too little {short} for this run:"
+    assert f"It needs {need}. Use fewer --workers, " in last
+    assert list_named_actors(all_namespaces=True) == []
 
 
 def test_a_command_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from actors.scenes import Scene, parse_scenes, plan_scenes
@@ -17,7 +20,6 @@ from astrolabe_ray.video_tasks import PlannedScene, VideoPlan
         ("a [2.5s] red circle|[#]b", [Scene("a red circle", 2.5), Scene("b", None, True)]),
         ("[ 5 s # ] a  b", [Scene("a b", 5, True)]),
         ("we are #1 [3s]", [Scene("we are #1", 3)]),
-        ("odd ] bracket", [Scene("odd ] bracket")]),
     ],
 )
 def test_a_prompt_is_read_as_it_is_written(text: str, scenes: list[Scene]) -> None:
@@ -32,6 +34,9 @@ def test_a_prompt_is_read_as_it_is_written(text: str, scenes: list[Scene]) -> No
         ("a |", 3, "no text"),
         ("a | [5s]", 4, "no text"),
         ("a [5s | b", 3, "never closed"),
+        ("a 5s] | b", 5, "closes nothing"),
+        ("a [5s]] | b", 7, "closes nothing"),
+        ("a | b ] c [5s]", 7, "closes nothing"),
         ("a [5]", 3, "write [5s]"),
         ("a [5#]", 3, "write [5s#]"),
         ("a [0s]", 3, "shows nothing"),
@@ -92,6 +97,18 @@ def test_scenes_follow_each_other_and_the_video_ends_with_the_last() -> None:
         ),
         17,
     )
+
+
+def test_the_example_of_the_guide_is_as_long_as_the_guide_says() -> None:
+    """Someone counts 44.25 s where the guide promises three times 15, and looks for a fault."""
+    guide = Path(__file__).parents[2].joinpath("docs", "generate.md").read_text()
+    (prompt,) = re.findall(r'--prompt "(.* \| .*)"', guide)
+    plan = planned(prompt, fps=8)
+    num_frames = plan.first_frame(plan.num_chunks, 3)
+    starts = [plan.first_frame(scene.start_chunk, 3) for scene in plan.scenes]
+    assert (num_frames, starts, num_frames / 8) == (3 * 120 - 3 - 3, [0, 120 - 3, 240 - 3 - 3], 44.25)
+    said = " ".join(guide.split())
+    assert "354 frames remain, 44.25 s at 8 fps. The scenes begin at frames 0, 117 and 234." in said
 
 
 def test_a_cut_before_the_first_scene_is_no_cut() -> None:

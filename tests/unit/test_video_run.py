@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from astrolabe_ray.cli.generate_done import sort_out
 from astrolabe_ray.errors import InfraFailure
 from astrolabe_ray.metrics.video_console import VideoConsole
 from astrolabe_ray.types import FrameSpec, Rollout, Scores
-from astrolabe_ray.video_folder import VideoFolder
+from astrolabe_ray.video_folder import Record, VideoFolder
 from astrolabe_ray.video_run import VideoRun, batches
 from astrolabe_ray.video_tasks import (
     FinishedVideos,
@@ -77,13 +78,19 @@ class FakeRewards:
 
 
 def make(
-    folder: VideoFolder, tasks: Sequence[VideoTask], pool: FakePool, *, batch_size: int = 2, **options: object
+    folder: VideoFolder,
+    tasks: Sequence[VideoTask],
+    pool: FakePool,
+    *,
+    batch_size: int = 2,
+    kept: Sequence[Record] = (),
+    **options: object,
 ) -> str:
     """Run, and return what a log shows of it."""
     log = io.StringIO()
     with VideoConsole(len(tasks), sum(task.plan.num_chunks for task in tasks), Console(file=log)) as console:
         run = VideoRun(pool, folder, console, fps=8, **options)  # type: ignore[arg-type]
-        asyncio.run(run.make(tasks, batch_size))
+        asyncio.run(run.make(tasks, batch_size, kept))
     return log.getvalue()
 
 
@@ -132,7 +139,7 @@ def test_a_rerun_finds_what_is_done_and_what_differs(tmp_path: Path) -> None:
     folder.video(task(2)).unlink()
     records = folder.read()
     wanted = [task(0), task(1, fingerprint="other"), task(2), task(3)]
-    done = [folder.is_done(wish, records.get(wish.key)) for wish in wanted]
+    done = [folder.is_done(wish, records.get(wish.key), with_sheet=True) for wish in wanted]
     assert done == [True, False, False, False]
 
 
@@ -168,6 +175,62 @@ def test_scores_of_an_earlier_run_do_not_outlive_it(tmp_path: Path) -> None:
     assert not folder.average_scores.exists()
 
 
+def size_of(folder: VideoFolder) -> float:
+    return json.loads(folder.average_scores.read_text())["size"]
+
+
+def test_the_average_is_of_the_videos_that_were_asked_for(tmp_path: Path) -> None:
+    """Fewer prompts, or another LoRA: what lay in the folder before would count, too."""
+    folder = VideoFolder(tmp_path)
+    four = [task(number) for number in range(4)]
+    make(folder, four, FakePool(), rewards=FakeRewards())
+    assert size_of(folder) == (0 + 10 + 20 + 30) / 4
+    done = sort_out(four[1:3], folder, with_sheets=True)
+    assert (len(done.kept), len(done.todo), done.num_others) == (2, 0, 2)
+    folder.begin(done.records, done.todo)  # nothing is to be made
+    assert size_of(folder) == (10 + 20) / 2
+    assert [json.loads(line)["id"] for line in folder.results.read_text().splitlines()] == [1, 2]
+
+    other = [task(1), task(2, fingerprint="other LoRA")]
+    done = sort_out(other, folder, with_sheets=True)
+    assert (len(done.kept), len(done.todo), done.num_differ) == (1, 1, 1)
+    make(folder, done.todo, FakePool(), kept=done.records, rewards=FakeRewards())
+    assert size_of(folder) == (10 + 20) / 2
+    assert [json.loads(line)["id"] for line in folder.other_results.read_text().splitlines()] == [0, 3]
+
+
+def test_videos_of_an_earlier_plan_are_found_again(tmp_path: Path) -> None:
+    """A look at two of a thousand prompts, and all the others would be made anew."""
+    folder, pool = VideoFolder(tmp_path), FakePool()
+    four = [task(number) for number in range(4)]
+    make(folder, four, pool, rewards=FakeRewards())
+    folder.begin(sort_out(four[:2], folder, with_sheets=True).records, ())
+    done = sort_out(four, folder, with_sheets=True)
+    assert (len(done.kept), done.num_others) == (4, 0)
+    folder.begin(done.records, ())
+    assert size_of(folder) == 15 and not folder.other_results.exists()
+
+
+def test_a_video_that_was_made_anew_is_not_found_under_its_old_settings(tmp_path: Path) -> None:
+    """The record that was set aside would vouch for a file that shows something else by now."""
+    folder = VideoFolder(tmp_path)
+    make(folder, [task(0), task(1)], FakePool())
+    folder.begin(sort_out([task(0)], folder, with_sheets=True).records, ())
+    make(folder, [task(1, fingerprint="other")], FakePool())
+    done = sort_out([task(0), task(1)], folder, with_sheets=True)
+    assert [wanted.key for wanted in done.todo] == [(1, 0)]
+
+
+def test_a_sheet_that_is_gone_is_drawn_from_its_video(tmp_path: Path) -> None:
+    """It would be missing for ever, or cost the making of the video."""
+    folder = VideoFolder(tmp_path)
+    make(folder, [task(0), task(1)], FakePool())
+    folder.sheet(task(1)).unlink()
+    done = sort_out([task(0), task(1)], folder, with_sheets=True)
+    assert (len(done.todo), [wanted.key for wanted, _ in done.sheets_due]) == (0, [(1, 0)])
+    assert not sort_out([task(0), task(1)], folder, with_sheets=False).sheets_due
+
+
 def test_without_files_the_record_says_so(tmp_path: Path) -> None:
     """A path to a file that was never written."""
     folder = VideoFolder(tmp_path)
@@ -175,4 +238,7 @@ def test_without_files_the_record_says_so(tmp_path: Path) -> None:
     (record,) = folder.read().values()
     assert record["video"] is None
     assert not (tmp_path / "videos").exists()
-    assert folder.is_done(task(1), record)
+    assert folder.is_done(task(1), record, with_sheet=True)
+    folder.sheet(task(1)).unlink()
+    assert not folder.is_done(task(1), record, with_sheet=True), "there is no file to draw it from"
+    assert folder.is_done(task(1), record, with_sheet=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from actors.scene_sheet import CUT, SOFT, START, SceneSheet
+from actors.decoder import to_uint8
+from actors.local_video_pool import LocalVideoPool
+from actors.scene_sheet import CUT, SOFT, START, SceneSheet, sheet_of_file
 from actors.scenes import parse_scenes, plan_scenes
 from actors.video_models import VideoModels, merge_lora
 from actors.video_worker import VideoWorker
@@ -140,11 +143,14 @@ def test_a_video_file_is_gone_on_from(spec: VideoModelSpec, tmp_path: Path) -> N
 
 
 def test_latents_are_gone_on_from(spec: VideoModelSpec, tmp_path: Path) -> None:
-    """What was sampled is continued without a detour over pixels."""
+    """A latent frame from the middle of a video, decoded as its first one, is garbage."""
     latents = torch.randn(7, 4, 4, 4)
     save_file({"latents": latents}, tmp_path / "given.safetensors")
-    made = worker(spec, initial=str(tmp_path / "given.safetensors"))
-    assert torch.equal(made._given_TCHW, latents[1:])  # type: ignore[arg-type]
+    made = worker(spec, initial=str(tmp_path / "given.safetensors"), views=(FrameSpec(),))
+    _, finished, (view,) = all_of(made, [task("a[3s]")])
+    assert finished.num_frames == 4 * (6 - 1) + 1 + 4 * 6
+    whole = to_uint8(VideoModels.load(spec).vae.decode(latents[None]))[0]  # of all seven: 25 frames
+    assert np.abs(view[:21].astype(int) - whole[:21]).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -194,6 +200,54 @@ def test_a_lora_of_another_model_is_named(spec: VideoModelSpec, tmp_path: Path) 
     (tmp_path / "adapter_config.json").write_text('{"r": 1, "lora_alpha": 1}')
     with pytest.raises(ConfigError, match="does not fit the model"):
         worker(spec, lora=str(tmp_path))
+
+
+def test_work_in_this_process_can_be_interrupted_between_chunks(spec: VideoModelSpec) -> None:
+    """Who presses Ctrl-C would wait for the end of a video of ten minutes."""
+    seen: list[int] = []
+
+    class Interrupting:
+        def begin(self, tasks: Sequence[VideoTask]) -> None: ...
+
+        def take(self, tasks: Sequence[VideoTask], piece: VideoPiece) -> None:
+            seen.append(piece.num_chunks)
+            if piece.num_chunks == 2:
+                making.cancel()
+
+    async def make() -> None:
+        nonlocal making
+        pool = LocalVideoPool(spec)
+        await pool.start()
+        making = asyncio.ensure_future(pool.make([task("a[15s]")], Interrupting()))
+        with pytest.raises(asyncio.CancelledError):
+            await making
+
+    making: asyncio.Future[FinishedVideos]
+    asyncio.run(make())
+    assert seen == [1, 2]
+
+
+@pytest.mark.parametrize("initial", [False, True])
+def test_a_sheet_is_drawn_again_from_the_file(spec: VideoModelSpec, tmp_path: Path, initial: bool) -> None:
+    """Rows that start at other frames than those of the first sheet."""
+    (tmp_path / "given.mp4").write_bytes(encode_mp4(moving_square(frames=21), fps=8, comment=""))
+    options = {"initial": str(tmp_path / "given.mp4")} if initial else {}
+    wanted = task("a[3s] | red circle[3s#]")
+    _, finished, _ = all_of(worker(spec, **options), [wanted])
+    (tmp_path / "made.mp4").write_bytes(finished.parts[0])
+    again = sheet_of_file(
+        tmp_path / "made.mp4", wanted.plan, chunk_frames=3, fps=8, num_frames=finished.num_frames
+    )
+    first, second = (
+        cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR) for png in (finished.sheets[0], again)
+    )
+    assert first is not None and second is not None and first.shape == second.shape
+    assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.9  # 4:2:0 blurs colour, and this is noise
+    (tmp_path / "torn.mp4").write_bytes(finished.parts[0][:200])
+    with pytest.raises(ConfigError, match="delete it, and it is made again"):
+        sheet_of_file(tmp_path / "torn.mp4", wanted.plan, chunk_frames=3, fps=8, num_frames=39)
+    with pytest.raises(ConfigError, match=f"has {finished.num_frames} frames and not 99; delete it"):
+        sheet_of_file(tmp_path / "made.mp4", wanted.plan, chunk_frames=3, fps=8, num_frames=99)
 
 
 def test_a_contact_sheet_shows_each_scene_with_its_own_frames() -> None:

@@ -1,0 +1,139 @@
+"""What `generate` plans: which files decide what a video is, and which LoRA belongs to which checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import launch
+from astrolabe_ray.cli.generate_plan import GeneratePlan, chosen_lora, plan_generate
+from astrolabe_ray.config.base_models import BASE_MODELS
+from astrolabe_ray.config.generate_options import GenerateOptions
+from astrolabe_ray.models import stamps
+from astrolabe_ray.models.files import BUILTIN, resolve
+from tests.published_layouts import write_original_base
+from tests.tiny_model import write_tiny_model
+
+
+def planned(**options: object) -> GeneratePlan:
+    return plan_generate(GenerateOptions.model_validate({"prompt": "a"} | options), launch.WIRING)
+
+
+def fingerprint(**options: object) -> str:
+    return planned(**options).tasks[0].fingerprint
+
+
+def split_in_shards(folder: Path) -> list[Path]:
+    """Write the weights of `folder` as two shards with an index."""
+    stem = "diffusion_pytorch_model"
+    tensors = load_file(folder / f"{stem}.safetensors")
+    (folder / f"{stem}.safetensors").unlink()
+    names, weight_map = sorted(tensors), {}
+    for number, part in enumerate((names[:3], names[3:]), start=1):
+        file = f"{stem}-{number:05d}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return sorted(folder.glob("*-of-*"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_tiny_model(tmp_path / "model")
+
+
+def test_a_change_of_any_file_of_a_model_makes_its_videos_anew(root: Path) -> None:
+    """Videos of the VAE, text encoder or shard of last week would be kept as those of this week."""
+    split_in_shards(root / "transformer")
+    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    decide = [path for path in files if not path.name.endswith(".index.json")]
+    assert sum(path.name.endswith("-of-00002.safetensors") for path in decide) == 2
+    assert {path.parent.name for path in decide} == {"transformer", "vae", "text_encoder", "tokenizer"}
+    known = {fingerprint(model_path=str(root))}
+    for path in decide:
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
+        changed = fingerprint(model_path=str(root))
+        assert changed not in known, path
+        known.add(changed)
+    assert fingerprint(model_path=str(root)) in known, "nothing changed since"
+
+
+def test_the_same_files_give_the_same_fingerprint_however_they_are_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything would be made again from another folder."""
+    torch.save({}, root.parent / "own.pt")
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("HOME", str(root.parent))
+    names = ((str(root), str(root.parent / "own.pt")), (".", "../own.pt"), ("~/model", "~/own.pt"))
+    prints = [fingerprint(model_path=path, checkpoint=checkpoint) for path, checkpoint in names]
+    assert prints == prints[:1] * 3
+
+
+def test_workers_get_paths_that_mean_the_same_in_their_folder(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker starts in Ray's folder and would not find the model, or find another one."""
+    torch.save({}, root.parent / "own.pt")
+    monkeypatch.chdir(root.parent)
+    model = planned(model_path="model", checkpoint="own.pt").spec.model
+    assert (model.path, model.checkpoint) == (str(root), str(root.parent / "own.pt"))
+    assert planned().spec.model.path == "builtin:sprites"
+
+
+def test_the_embedded_model_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job works in a new copy of the repository each time, and would keep nothing."""
+    before = fingerprint()
+    copy = tmp_path / "weights"
+    shutil.copytree(BUILTIN["builtin:sprites"], copy, copy_function=shutil.copyfile)
+    monkeypatch.setitem(BUILTIN, "builtin:sprites", copy)
+    assert fingerprint() == before
+    vae = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(vae.read_bytes())
+    content[-1] ^= 1
+    vae.write_bytes(content)
+    assert fingerprint() != before
+
+
+def test_an_original_directory_counts_with_its_own_files_only(tmp_path: Path) -> None:
+    """Wan's folder holds images and a readme, too; and a checkpoint takes the place of its weights."""
+    base = write_original_base(tmp_path / "wan", weights=True)
+    (base / "README.md").write_text("about Wan")
+    torch.save({}, tmp_path / "own.pt")
+    found, with_own = (
+        {path.name for path in stamps.model_paths(resolve(str(base), checkpoint=checkpoint))}
+        for checkpoint in (None, str(tmp_path / "own.pt"))
+    )
+    weights = {name for name in found if name.startswith("diffusion_pytorch_model")}
+    assert weights and "README.md" not in found
+    assert {"config.json", "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"} < found
+    assert with_own == found - weights | {"own.pt"}
+
+
+def test_a_published_lora_belongs_to_the_published_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LongLive's LoRA, merged into a checkpoint that was trained without it, spoils both."""
+    monkeypatch.chdir(tmp_path)
+    base = BASE_MODELS["longlive"]
+    assert base.lora is not None and base.config.checkpoint is not None
+    for name in (base.lora, "mine.pt"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+
+    def lora(**options: str) -> str | None:
+        return chosen_lora(GenerateOptions.model_validate({"base_model": "longlive"} | options), base)
+
+    own = str(tmp_path / base.lora)
+    assert lora() == own
+    assert lora(checkpoint=f"./{base.config.checkpoint}") == own
+    assert lora(checkpoint="mine.pt") is None
+    assert lora(checkpoint="mine.pt", lora=base.lora) == own
+    assert lora(lora="mine.pt") == str(tmp_path / "mine.pt")
+    assert lora(lora="none") is None
