@@ -111,9 +111,11 @@ def make_roles(config: RunConfig) -> Roles:
 
 def start_rewards(config: RunConfig) -> None:
     from reward_servers.app import server_specs
-    from reward_servers.deploy import ensure
+    from reward_servers.deploy import ensure, hold
 
-    ensure(server_specs(config.rewards, config.cluster.reward_idle_timeout_s))
+    specs = server_specs(config.rewards, config.cluster.reward_idle_timeout_s)
+    ensure(specs)
+    hold(specs, "rewards up")
 
 
 def stop_rewards(config: RunConfig) -> None:

@@ -133,6 +133,14 @@ def spec_of(name: str) -> ServerSpec:
     )
 
 
+def hold(specs: Sequence[ServerSpec], client: str) -> None:
+    """Have running servers stay for their idle timeout from now on, if they would have gone earlier."""
+    for spec in specs:
+        handle = handle_of(spec.app_name)
+        handle.broadcast("hold", client, spec.scaling.idle_timeout_s).results(timeout_s=REPORT_TIMEOUT_S)
+        handle.shutdown()
+
+
 def down(names: Sequence[str]) -> None:
     """Stop these servers and wait until they are gone. Other runs lose them, too."""
     for name in names:

@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
 
 from astrolabe_ray.config.schema import RewardConfig
 from astrolabe_ray.config.scorer_cards import Reading, ScorerCard
 from astrolabe_ray.errors import DataFailure, InfraFailure, ServerBusy
 from astrolabe_ray.server_status import ServerStatus
 from astrolabe_ray.types import FrameSpec, PolicyVersion, Rollout
-from reward_servers import app, known_video, window
+from reward_servers import app, deploy, known_video, window
 from reward_servers import pool as pool_module
 from reward_servers.app import RewardServer, ServerSpec, application
 from reward_servers.batch_scoring import ScoreRequest
@@ -525,6 +527,22 @@ def test_a_scorer_s_environment_and_constructor_retries_go_to_serve() -> None:
     assert built._deployment_config.autoscaling_config.min_replicas == 1
     assert 0 < built._deployment_config.max_queued_requests < 10_000
     assert not ServerSpec.of(REWARD).runtime_env
+
+
+def test_servers_scale_slowly_and_never_to_nothing() -> None:
+    """Serve's defaults keep an idle GPU for ten minutes; a cold start needs code that may be gone."""
+    built: Any = application(ServerSpec.of(REWARD), {})._bound_deployment
+    scaling = built._deployment_config.autoscaling_config
+    assert (scaling.look_back_period_s, scaling.upscale_delay_s, scaling.downscale_delay_s) == (10, 5, 120)
+    with pytest.raises(ValidationError, match="min_replicas"):
+        RewardConfig(key="tiny_clip", min_replicas=0)
+
+
+def test_references_pass_through_serve_whatever_its_variables_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RAY_SERVE_USE_GRPC_BY_DEFAULT=1 would have each run fetch all frames and send them by value."""
+    by_value = DeploymentHandle("RewardServer", "reward-x").options(_by_reference=False)
+    monkeypatch.setattr(deploy.serve, "get_app_handle", lambda name: by_value)
+    assert deploy.handle_of("reward-x").handle_options._by_reference is True
 
 
 def test_a_known_video_has_motion_and_every_view_that_is_asked_for() -> None:

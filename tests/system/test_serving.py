@@ -11,18 +11,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from ray import serve
 
 from astrolabe_ray.config.schema import RewardConfig
-from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.errors import ConfigError, InfraFailure
 from reward_servers.app import ServerSpec, server_specs
+from reward_servers.batch_scoring import ScoreRequest
 from reward_servers.bench import bench
-from reward_servers.deploy import down, ensure, scale, status
+from reward_servers.deploy import down, ensure, handle_of, reports_of, scale, status
 from tests.reward_client import hire_client
 from tests.reward_replicas import replica_pids
-from tests.waiting_scorer import KEY
+from tests.waiting_scorer import KEY, numbered
 
 pytestmark = pytest.mark.system
 WAITS = RewardConfig(
@@ -119,6 +121,39 @@ def test_a_replica_killed_in_mid_batch_loses_no_score(client: Any) -> None:
     scores, _ = ray.get(asked, timeout=90)
     assert scores == list(range(60))
     assert victim not in replica_pids()
+
+
+def test_frames_are_not_waited_for_before_a_replica_takes_the_request_and_are_freed(client: Any) -> None:
+    """References that Serve sees are fetched even for a replica that refuses; nested ones leaked once."""
+    handle = handle_of(NAME)
+    late: Any = ray.remote(num_cpus=0)(lambda: (time.sleep(3), numbered(77))[1])
+    pending = late.remote()
+    answer = handle.score.remote(ScoreRequest("r", (pending,), ("a caption",), "nested"))
+    assert until(lambda: "nested" in reports_of(NAME)[0].clients, 2)
+    assert not ray.wait([pending], timeout=0)[0], "the frames were not there yet"
+    assert answer.result(timeout_s=30) == {"number": [77.0]}
+    free = ray.available_resources()["object_store_memory"]
+    videos = [ray.put(np.ones((1, 3, 1000, 1000), np.uint8)) for _ in range(12)]
+    requests = [ScoreRequest(str(i), (video,), ("a caption",), "nested") for i, video in enumerate(videos)]
+    answers = [handle.score.remote(request) for request in requests]
+    assert until(lambda: free - ray.available_resources()["object_store_memory"] > 30e6, 10)
+    assert [each.result(timeout_s=30) for each in answers] == [{"number": [257.0]}] * 12
+    del videos, requests
+    assert until(lambda: free - ray.available_resources()["object_store_memory"] < 1e6, 10)
+    handle.shutdown()
+
+
+@pytest.mark.slow
+def test_a_server_whose_scorer_cannot_be_loaded_is_named_soon(cluster: None) -> None:
+    """Serve tries twenty times by default, minutes for a large model, and says no more than that it waits."""
+    broken = ServerSpec.of(WAITS.model_copy(update={"options": "module=not_to_be_had"}))
+    began = time.monotonic()
+    with pytest.raises(InfraFailure, match=broken.app_name) as caught:
+        ensure([broken])
+    print(f"refused after {time.monotonic() - began:.0f} s")
+    assert "not_to_be_had" in str(caught.value)
+    assert time.monotonic() - began < 90
+    down([broken.app_name])
 
 
 @pytest.mark.slow
