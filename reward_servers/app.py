@@ -219,16 +219,22 @@ class RewardServer:
         self._verified_at = time.monotonic()
 
     async def _work(self) -> None:
-        """Score batch after batch. Whatever goes wrong with one is told to those who asked for it."""
         while True:
-            batch = await self._queue.batch(self._spec.max_batch_size, BATCH_WAIT_S)
-            results: Sequence[Numbers | BaseException]
-            try:
-                results = await self._score_batch([waiting.request for waiting in batch])
-            except Exception as error:  # the outermost loop of this role
-                results = [error] * len(batch)
-            for waiting, result in zip(batch, results, strict=True):
-                waiting.tell(result)
+            await self._work_once()
+
+    async def _work_once(self) -> None:
+        """Whatever goes wrong with a batch is told to those who asked for it.
+
+        A function of its own: names in the loop would keep the frames of the last batch until the next one.
+        """
+        batch = await self._queue.batch(self._spec.max_batch_size, BATCH_WAIT_S)
+        results: Sequence[Numbers | BaseException]
+        try:
+            results = await self._score_batch([waiting.request for waiting in batch])
+        except Exception as error:  # the outermost loop of this role
+            results = [error] * len(batch)
+        for waiting, result in zip(batch, results, strict=True):
+            waiting.tell(result)
 
     async def _score_batch(self, requests: list[ScoreRequest]) -> list[Numbers | BaseException]:
         """One forward for several requests. Fetches in parallel, scores off the event loop."""

@@ -105,7 +105,7 @@ def status() -> list[ServerStatus]:
         return []
     found = serve.status().applications
     return [
-        _status_of(name, app.status.value, reports_of(name) if app.status == "RUNNING" else [])
+        _status_of(name, app.status.value, reports_of(name) if _has_replicas(app) else [])
         for name, app in sorted(found.items())
         if name.startswith(PREFIX)
     ]
@@ -161,8 +161,18 @@ def _deploy(specs: Sequence[ServerSpec], *, wait: bool = True) -> None:
         if targets:
             serve.run_many(targets, wait_for_applications_running=wait)
     except RuntimeError as error:
-        names = ", ".join(spec.app_name for spec in specs)
-        raise InfraFailure(f"of the reward servers {names} one does not start: {error}") from error
+        names = [spec.app_name for spec in specs]
+        raise InfraFailure(
+            f"of the reward servers {', '.join(names)} one does not start: {_why_none_starts(names) or error}"
+        ) from error
+
+
+def _why_none_starts(names: Sequence[str]) -> str:
+    """What the constructors of replicas raised: the last line of each traceback."""
+    found = serve.status().applications
+    apps = [found[name] for name in names if name in found and found[name].status in BROKEN]
+    messages = [deployment.message for app in apps for deployment in app.deployments.values()]
+    return "; ".join(message.strip().splitlines()[-1].strip() for message in messages if message.strip())
 
 
 def _widened(spec: ServerSpec, here: _Details) -> ServerSpec | None:
@@ -213,6 +223,11 @@ def _status_of(name: str, app_status: str, reports: Sequence[ReplicaReport]) -> 
         clients=clients_of(reports),
         lease_left_s=min((report.lease_left_s for report in reports), default=math.inf),
     )
+
+
+def _has_replicas(app: Any) -> bool:
+    """Whether somebody can answer; a question to a server without replicas waits for one."""
+    return any(deployment.replica_states.get("RUNNING") for deployment in app.deployments.values())
 
 
 def _serve_runs() -> bool:

@@ -145,7 +145,9 @@ def test_a_replica_that_is_stuck_in_a_batch_is_not_healthy(monkeypatch: pytest.M
     async def check() -> None:
         server = replica()
         asked = asyncio.create_task(server.score(request("a")))
-        await asyncio.sleep(0.035)
+        while server._busy_since is None:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.02)
         with pytest.raises(RuntimeError, match="busy with one batch"):
             await server.check_health()
         assert await asked == {"level": [1.0]}

@@ -138,7 +138,7 @@ def test_frames_are_not_waited_for_before_a_replica_takes_the_request_and_are_fr
     answers = [handle.score.remote(request) for request in requests]
     assert until(lambda: free - ray.available_resources()["object_store_memory"] > 30e6, 10)
     assert [each.result(timeout_s=30) for each in answers] == [{"number": [257.0]}] * 12
-    del videos, requests
+    del videos, requests, answers
     assert until(lambda: free - ray.available_resources()["object_store_memory"] < 1e6, 10)
     handle.shutdown()
 
