@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
 
 from astrolabe_ray.config.schema import RewardConfig
 from astrolabe_ray.config.scorer_cards import Reading, ScorerCard
@@ -153,7 +152,7 @@ def test_a_replica_that_is_stuck_in_a_batch_is_not_healthy(monkeypatch: pytest.M
         assert await asked == {"level": [1.0]}
         await server.check_health()
 
-    asyncio.run(check())
+    asyncio.run(asyncio.wait_for(check(), 10))
 
 
 def test_the_event_loop_goes_on_while_a_batch_is_scored() -> None:
@@ -542,9 +541,13 @@ def test_servers_scale_slowly_and_never_to_nothing() -> None:
 
 def test_references_pass_through_serve_whatever_its_variables_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """RAY_SERVE_USE_GRPC_BY_DEFAULT=1 would have each run fetch all frames and send them by value."""
-    by_value = DeploymentHandle("RewardServer", "reward-x").options(_by_reference=False)
-    monkeypatch.setattr(deploy.serve, "get_app_handle", lambda name: by_value)
-    assert deploy.handle_of("reward-x").handle_options._by_reference is True
+
+    class Handle:
+        def options(self, **options: object) -> dict[str, object]:
+            return options
+
+    monkeypatch.setattr(deploy.serve, "get_app_handle", lambda name: Handle())
+    assert deploy.handle_of("reward-x") == {"_by_reference": True}
 
 
 def test_a_known_video_has_motion_and_every_view_that_is_asked_for() -> None:
