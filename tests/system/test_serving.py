@@ -123,6 +123,7 @@ def test_a_replica_killed_in_mid_batch_loses_no_score(client: Any) -> None:
     assert victim not in replica_pids()
 
 
+@pytest.mark.slow
 def test_frames_are_not_waited_for_before_a_replica_takes_the_request_and_are_freed(client: Any) -> None:
     """References that Serve sees are fetched even for a replica that refuses; nested ones leaked once."""
     handle = handle_of(NAME)
