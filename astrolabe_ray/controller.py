@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
+from astrolabe_ray.background import Background
 from astrolabe_ray.batching import slices
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.config.train_window import train_window
@@ -25,16 +24,8 @@ from astrolabe_ray.roles import Learner, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.rollout_buffer import RolloutBuffer
 from astrolabe_ray.step_batch import step_batch
 from astrolabe_ray.step_metrics import PhaseClock, step_metrics
-from astrolabe_ray.types import (
-    Evaluation,
-    Rollout,
-    RolloutGroup,
-    RolloutRequest,
-    Span,
-    Stage,
-    StepResult,
-    TrainBatch,
-)
+from astrolabe_ray.timeline import Timeline
+from astrolabe_ray.types import Evaluation, Rollout, RolloutGroup, RolloutRequest, StepResult, TrainBatch
 from astrolabe_ray.waiting import Watchdog, unless_stopped
 from astrolabe_ray.weight_channel import WeightChannel
 
@@ -42,7 +33,6 @@ MAX_CONSECUTIVE_DROPS = 20
 MAX_REDOS = 5
 """Times that one group is rolled out again because its payloads were lost; nodes do not die that often."""
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -91,13 +81,10 @@ class Controller:
         self.channel = WeightChannel(learner, rollouts)
         self.kl_selection = KlSelection(config)
         self.buffer = RolloutBuffer(config.rollout.num_groups, config.rollout.max_policy_age)
-        self._moved = asyncio.Event()  # set whenever the buffer changed
+        self._background, self._timeline = Background(), Timeline(observer)
         self._unscored: asyncio.Queue[tuple[int, str, list[Rollout]]] = asyncio.Queue()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._failure: BaseException | None = None
         self._consecutive_drops = 0
         self._watchdog = Watchdog(config.cluster.stall_timeout_s)
-        self._start = time.monotonic()
 
     async def run(self) -> RunOutcome:
         """The whole run. Raises what stopped it; roles are left to the caller to stop."""
@@ -159,28 +146,26 @@ class Controller:
     async def _train_all(self) -> list[Evaluation]:
         """Run the three loops and the watchdog; the first failure of any of them ends the run."""
         self._watchdog.moved()
-        train = self._spawn(self._train_loop())
+        train = self._background.spawn(self._train_loop())
         watch = self._watchdog.watch(self._where)
         for loop in (self._rollout_loop(), self._score_loop(), watch, self._wake_on_stop()):
-            self._spawn(loop)
+            self._background.spawn(loop)
         try:
             while not train.done():
-                if self._failure is not None:
-                    raise self._failure
-                await self._moved.wait()
+                if self._background.failure is not None:
+                    raise self._background.failure
+                await self._background.moved()
             return train.result()
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._background.cancel()
 
     async def _rollout_loop(self) -> None:
         """Produces: groups in flight. Waits for: a free slot. Unblocked by: publish and drops.
         Bounded by: (max_policy_age + 1) * num_groups slots."""
         while True:
             while self.buffer.may_dispatch(self.config.num_steps) and not self.stop.is_set():
-                self._spawn(self._roll_out_group(self.buffer.dispatch()))
-            await self._moved.wait()
+                self._background.spawn(self._roll_out_group(self.buffer.dispatch()))
+            await self._background.moved()
 
     async def _roll_out_group(self, number: int) -> None:
         config = self.config.rollout
@@ -207,7 +192,7 @@ class Controller:
         work_s = sum(rollout.generate_s + rollout.decode_s for rollout in made)
         first = made[0]
         detail = {"group": number, "version": first.policy_version.step}
-        self._span("rollout", first.actor, max(0.0, self._now() - work_s), **detail)
+        self._timeline.span("rollout", first.actor, max(0.0, self._timeline.now() - work_s), **detail)
         return made
 
     async def _score_loop(self) -> None:
@@ -215,10 +200,10 @@ class Controller:
         Bounded by: the same slots, since a group keeps its slot while it is scored."""
         while True:
             number, prompt, rollouts = await self._unscored.get()
-            self._spawn(self._score_group(number, prompt, rollouts))
+            self._background.spawn(self._score_group(number, prompt, rollouts))
 
     async def _score_group(self, number: int, prompt: str, rollouts: list[Rollout]) -> None:
-        began = self._now()
+        began = self._timeline.now()
         try:
             scores = await self.rewards.score(rollouts)
         except DataFailure as failure:
@@ -227,7 +212,7 @@ class Controller:
         except PayloadsLost as failure:
             self._redo([number], failure)
             return
-        self._span("score", "reward servers", began, group=number)
+        self._timeline.span("score", "reward servers", began, group=number)
         latents_only = tuple(replace(rollout, views=()) for rollout in rollouts)
         self.buffer.ready(RolloutGroup(rollouts[0].group_id, number, prompt, latents_only, tuple(scores)))
         self._consecutive_drops = 0
@@ -240,7 +225,7 @@ class Controller:
         self.observer.phase("train", self.config.num_steps)
         self.observer.advance(self.buffer.version.step)
         while True:
-            began = self._now()
+            began = self._timeline.now()
             groups = await self._next_groups()
             if groups is None:
                 break
@@ -269,22 +254,22 @@ class Controller:
             groups = self.buffer.cut()
             if groups is not None:
                 return groups
-            await self._moved.wait()
+            await self._background.moved()
         return None
 
     async def _train_step(self, groups: list[RolloutGroup], *, began: float) -> bool:
         """One step on `groups`, published; False if some of them have to be rolled out again first."""
         made = step_batch(groups, self.config, self.kl_selection, self.buffer.version.step)
-        train_start = self._now()
+        train_start = self._timeline.now()
         result = await self._trained(made.batch, groups)
         if result is None:
             return False
-        self._span("train", "learner", train_start, step=result.version.step)
-        publish_start = self._now()
+        self._timeline.span("train", "learner", train_start, step=result.version.step)
+        publish_start = self._timeline.now()
         await self.channel.publish()
         if result.version.step == 1:  # the first version whose adapters are not zero
             await self.channel.prove()
-        self._span("publish", "learner", publish_start, step=result.version.step)
+        self._timeline.span("publish", "learner", publish_start, step=result.version.step)
         ages = [self.buffer.age(r.policy_version) for group in groups for r in group.rollouts]
         self.buffer.trained(groups, result.version)
         metrics = step_metrics(groups, made.totals, ages, result) | made.metrics
@@ -292,8 +277,8 @@ class Controller:
             "groups/dropped": float(self.buffer.num_dropped),
             "groups/redone": float(self.buffer.redone.total()),
             "seconds/wait": train_start - began,
-            "seconds/publish": self._now() - publish_start,
-            "rollouts_per_s": made.batch.num_samples / (self._now() - began),
+            "seconds/publish": self._timeline.now() - publish_start,
+            "rollouts_per_s": made.batch.num_samples / (self._timeline.now() - began),
         }
         self.observer.step(metrics)
         self.observer.advance()
@@ -317,23 +302,23 @@ class Controller:
 
     async def _evaluate(self, phase: str) -> list[Evaluation]:
         """One evaluation; none if the run was asked to stop before it was done."""
-        start = self._now()
+        start = self._timeline.now()
         evaluation = await unless_stopped(
             self.evaluator.evaluate(phase, self.buffer.version, on_progress=self._progress), self.stop
         )
         if evaluation is None:
             return []
-        self._span("eval", "rollout actors", start, phase=phase)
+        self._timeline.span("eval", "rollout actors", start, phase=phase)
         self.observer.evaluated(evaluation)
         self._progress()
         return [evaluation]
 
     async def _save(self) -> None:
-        start = self._now()
+        start = self._timeline.now()
         step = self.buffer.version.step
         state = self.buffer.state() | self.kl_selection.state()
         await self.learner.save(self.checkpoints / f"checkpoint-{step}", state)
-        self._span("save", "learner", start, step=step)
+        self._timeline.span("save", "learner", start, step=step)
         self._progress()
 
     def _where(self) -> str:
@@ -358,37 +343,13 @@ class Controller:
                 raise InfraFailure(f"group {number} was lost {MAX_REDOS + 1} times: {failure}") from failure
             log.warning("group %d is rolled out again: %s", number, failure)
             self.buffer.lost(number)
-            self._spawn(self._roll_out_group(number))
+            self._background.spawn(self._roll_out_group(number))
         self._progress()
-
-    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_ended)
-        return task
-
-    def _task_ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None and self._failure is None:
-            self._failure = task.exception()
-        self._wake()
 
     async def _wake_on_stop(self) -> None:
         await self.stop.wait()
-        self._wake()
+        self._background.wake()
 
     def _progress(self) -> None:
         self._watchdog.moved()
-        self._wake()
-
-    def _wake(self) -> None:
-        """Let everyone who waits look again. Checking a condition and then awaiting `_moved.wait()`
-        loses no wake-up, because nothing else runs between the two."""
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
-
-    def _now(self) -> float:
-        return time.monotonic() - self._start
-
-    def _span(self, stage: Stage, who: str, start_s: float, **detail: Any) -> None:
-        self.observer.span(Span(stage, who, start_s, self._now(), detail))
+        self._background.wake()
