@@ -20,12 +20,21 @@ from astrolabe_ray.data.group_sampler import GroupSampler, group_seed, rollout_s
 from astrolabe_ray.errors import DataFailure, InfraFailure, PayloadsLost
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.kl_selection import KlSelection
+from astrolabe_ray.milestones import Milestones
 from astrolabe_ray.roles import Learner, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.rollout_buffer import RolloutBuffer
 from astrolabe_ray.step_batch import step_batch
 from astrolabe_ray.step_metrics import PhaseClock, step_metrics
 from astrolabe_ray.timeline import Timeline
-from astrolabe_ray.types import Evaluation, Rollout, RolloutGroup, RolloutRequest, StepResult, TrainBatch
+from astrolabe_ray.types import (
+    ControllerState,
+    Evaluation,
+    Rollout,
+    RolloutGroup,
+    RolloutRequest,
+    StepResult,
+    TrainBatch,
+)
 from astrolabe_ray.waiting import Watchdog, unless_stopped
 from astrolabe_ray.weight_channel import WeightChannel
 
@@ -55,7 +64,8 @@ class Controller:
     """Runs rollouts, scoring and training against each other until `num_steps` steps are published.
 
     `stop` asks for an orderly end: the step under way is finished and saved, an evaluation is given up,
-    and so is the setup. `earlier`: evaluations of the part of the run that `resume_from` ends.
+    and so is the setup. `earlier`: evaluations of the part of the run that `resume_from` ends. `notes`: what
+    every checkpoint says besides counters.
     """
 
     def __init__(
@@ -72,12 +82,12 @@ class Controller:
         stop: asyncio.Event,
         resume_from: Path | None = None,
         earlier: Sequence[Evaluation] = (),
+        notes: ControllerState | None = None,
     ) -> None:
         self.config = config
         self.rollouts, self.rewards, self.learner = rollouts, rewards, learner
         self.evaluator, self.prompts, self.observer = evaluator, prompts, observer
-        self.checkpoints, self.stop, self.resume_from = checkpoints, stop, resume_from
-        self.earlier = earlier
+        self.stop, self.resume_from = stop, resume_from
         self.channel = WeightChannel(learner, rollouts)
         self.kl_selection = KlSelection(config)
         self.buffer = RolloutBuffer(config.rollout.num_groups, config.rollout.max_policy_age)
@@ -85,18 +95,31 @@ class Controller:
         self._unscored: asyncio.Queue[tuple[int, str, list[Rollout]]] = asyncio.Queue()
         self._consecutive_drops = 0
         self._watchdog = Watchdog(config.cluster.stall_timeout_s)
+        self.milestones = Milestones(
+            config,
+            learner=learner,
+            evaluator=evaluator,
+            observer=observer,
+            timeline=self._timeline,
+            background=self._background,
+            checkpoints=checkpoints,
+            stop=stop,
+            on_progress=self._progress,
+            earlier=earlier,
+            notes=notes,
+        )
 
     async def run(self) -> RunOutcome:
         """The whole run. Raises what stopped it; roles are left to the caller to stop."""
         clock = PhaseClock()
-        evaluations = list(self.earlier)
         with clock.phase("setup"):
             is_set_up = await unless_stopped(self._set_up(), self.stop)
         if is_set_up:
-            evaluations += await self._carry_out(clock)
+            await self._carry_out(clock)
+        evaluations = self.milestones.evaluations
         return RunOutcome(
             evaluations=evaluations,
-            num_rollouts=sum(self.buffer.ages_trained.values()),
+            num_rollouts=self.buffer.ages_trained.total() - self.buffer.num_rollouts_before,
             train_wall_s=clock.seconds.get("train", 0.0),
             policy_ages=dict(self.buffer.ages_trained),
             drops=dict(self.buffer.drops),
@@ -106,19 +129,17 @@ class Controller:
             seconds=clock.seconds,
         )
 
-    async def _carry_out(self, clock: PhaseClock) -> list[Evaluation]:
+    async def _carry_out(self, clock: PhaseClock) -> None:
         """Everything after the setup."""
-        evaluations: list[Evaluation] = []
+        assert self.channel.newest is not None, "the setup published a policy"
         if self.buffer.version.step == 0:
             with clock.phase("evaluate before"):
-                evaluations += await self._evaluate("before")
+                await self.milestones.evaluate("before", self.channel.newest)
         with clock.phase("train"):
-            evaluations += await self._train_all()
+            await self._train_all()
         if not self.stop.is_set():
             with clock.phase("evaluate after"):
-                await self.channel.publish(adapter="ema")
-                evaluations += await self._evaluate("after")
-        return evaluations
+                await self.milestones.evaluate("after", await self.channel.publish(adapter="ema"))
 
     async def _set_up(self) -> bool:
         """Start the roles and bring them to one policy. True, to tell it from the None of a stop."""
@@ -143,7 +164,7 @@ class Controller:
         self.observer.advance()
         return True
 
-    async def _train_all(self) -> list[Evaluation]:
+    async def _train_all(self) -> None:
         """Run the three loops and the watchdog; the first failure of any of them ends the run."""
         self._watchdog.moved()
         train = self._background.spawn(self._train_loop())
@@ -155,7 +176,7 @@ class Controller:
                 if self._background.failure is not None:
                     raise self._background.failure
                 await self._background.moved()
-            return train.result()
+            train.result()
         finally:
             await self._background.cancel()
 
@@ -218,35 +239,42 @@ class Controller:
         self._consecutive_drops = 0
         self._progress()
 
-    async def _train_loop(self) -> list[Evaluation]:
+    async def _train_loop(self) -> None:
         """Produces: policy versions. Waits for: num_groups ready groups. Unblocked by: the score loop.
         Bounded by: num_steps. Ends early, after a save, when `stop` is set."""
-        evaluations: list[Evaluation] = []
         self.observer.phase("train", self.config.num_steps)
         self.observer.advance(self.buffer.version.step)
+        if self.resume_from is not None:
+            await self._make_up_for_evaluations()
         while True:
             began = self._timeline.now()
             groups = await self._next_groups()
             if groups is None:
                 break
             if await self._train_step(groups, began=began):
-                evaluations += await self._between_steps(self.buffer.version.step)
+                await self._between_steps()
         await self._save()
-        return evaluations
+        await self.milestones.finish_evaluation()
 
-    async def _between_steps(self, step: int) -> list[Evaluation]:
+    async def _between_steps(self) -> None:
         """Checkpoint and evaluation in the middle of a run; the last step has its own."""
+        step = self.buffer.version.step
         if step == self.config.num_steps or self.stop.is_set():
-            return []
-        if step % self.config.checkpoint.every_steps == 0:
+            return
+        if self.milestones.wants_evaluation(step):
+            assert self.channel.newest is not None
+            await self.milestones.begin_evaluation(self.channel.newest)
+        if self.milestones.wants_save(step):
             await self._save()
-        every = self.config.evaluation.every_steps
-        if not every or step % every:
-            return []
-        evaluations = await self._evaluate(f"step-{step}")
-        self.observer.phase("train", self.config.num_steps)
-        self.observer.advance(step)
-        return evaluations
+
+    async def _make_up_for_evaluations(self) -> None:
+        """Begin the evaluation of the checkpoint's policy if it was under way when the run ended."""
+        step, milestones = self.buffer.version.step, self.milestones
+        if missed := milestones.missed(step):
+            self.observer.note(f"evaluations of steps {missed} were not finished; their policies are gone")
+        if milestones.wants_evaluation(step) and not milestones.is_evaluated(step):
+            assert self.channel.newest is not None
+            await milestones.begin_evaluation(self.channel.newest)
 
     async def _next_groups(self) -> list[RolloutGroup] | None:
         """The groups of the next step, or None when there is none or the run was asked to stop."""
@@ -300,26 +328,9 @@ class Controller:
         self._progress()
         return result
 
-    async def _evaluate(self, phase: str) -> list[Evaluation]:
-        """One evaluation; none if the run was asked to stop before it was done."""
-        start = self._timeline.now()
-        evaluation = await unless_stopped(
-            self.evaluator.evaluate(phase, self.buffer.version, on_progress=self._progress), self.stop
-        )
-        if evaluation is None:
-            return []
-        self._timeline.span("eval", "rollout actors", start, phase=phase)
-        self.observer.evaluated(evaluation)
-        self._progress()
-        return [evaluation]
-
     async def _save(self) -> None:
-        start = self._timeline.now()
-        step = self.buffer.version.step
         state = self.buffer.state() | self.kl_selection.state()
-        await self.learner.save(self.checkpoints / f"checkpoint-{step}", state)
-        self._timeline.span("save", "learner", start, step=step)
-        self._progress()
+        await self.milestones.save(self.buffer.version.step, state)
 
     def _where(self) -> str:
         """The stage and the oldest item, for who looks into a run that stands still."""

@@ -36,9 +36,12 @@ class RolloutPool(Protocol):
 
     async def start(self) -> None: ...
 
-    async def generate(self, request: RolloutRequest) -> list[Rollout]:
+    async def generate(
+        self, request: RolloutRequest, *, pinned: PublishedPolicy | None = None
+    ) -> list[Rollout]:
         """Run `request` on a free actor that holds the newest policy; retries what infra broke.
 
+        `pinned`: sample with exactly this policy instead, and let requests for the newest go first.
         Raises InfraFailure when retries are used up and DataFailure for a bad input.
         """
         ...
@@ -143,5 +146,9 @@ class RunObserver(Protocol):
     def step(self, metrics: Mapping[str, float]) -> None: ...
 
     def evaluated(self, evaluation: Evaluation) -> None: ...
+
+    def note(self, text: str) -> None:
+        """A line that people should see."""
+        ...
 
     def span(self, span: Span) -> None: ...

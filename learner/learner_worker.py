@@ -20,6 +20,7 @@ from torch import Tensor
 from astrolabe_ray.algorithms.ema import ema_decay, ema_update_
 from astrolabe_ray.algorithms.flow_matching import warped_timesteps
 from astrolabe_ray.algorithms.old_policy import mixed, old_policy_decay
+from astrolabe_ray.checkpoint_folders import what_is_wrong, written_atomically
 from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig, RunConfig
 from astrolabe_ray.errors import AstrolabeError, ConfigError, WeightMismatch
 from astrolabe_ray.models.files import anywhere
@@ -31,7 +32,7 @@ from astrolabe_ray.roles import BlobStore
 from astrolabe_ray.types import ControllerState, PolicyVersion, StepResult, TrainSample, WeightManifest
 from astrolabe_ray.weights.pack import pack
 from astrolabe_ray.weights.probe import probe_output
-from learner import checkpoint, process_group
+from learner import process_group
 from learner.adapter_ring import AdapterRing
 from learner.engine import Engine
 from learner.nft_step import SampleLosses, Samples, draw, nft_step, predictor, sample_seed
@@ -55,7 +56,6 @@ class LearnerSpec:
     algorithm: AlgorithmConfig
     learner: LearnerConfig
     max_policy_age: int
-    keep_last: int
     seed: int
 
     @classmethod
@@ -73,7 +73,6 @@ class LearnerSpec:
             config.algorithm,
             config.learner,
             config.rollout.max_policy_age,
-            config.checkpoint.keep_last,
             config.seed,
         )
 
@@ -185,7 +184,7 @@ class LearnerWorker:
             return probe_output(self._engine.model, self._architecture, seed)
 
     def save(self, directory: Path, controller: ControllerState) -> None:
-        """Rank 0 writes a checkpoint atomically and prunes old ones; the others take part in gathering."""
+        """Rank 0 writes a checkpoint atomically; the others take part in gathering."""
         moments, num_updates = self._engine.optimizer_state()
         state = LearnerState(
             version=self.version,
@@ -195,15 +194,16 @@ class LearnerWorker:
             old_is_default=self._old_is_default,
             moments=moments,
             num_updates=num_updates,
+            num_skipped=self._num_skipped,
+            skips_in_a_row=self._skips_in_a_row,
             probe=probe_output(self._engine.model, self._architecture, PROBE_SEED),
             reference_probe=self._reference_probe(),
             reference=self._reference.saved(),
             controller=dict(controller),
         )
         if self.rank == 0:
-            with checkpoint.written_atomically(directory) as folder:
+            with written_atomically(directory) as folder:
                 write_state(state, folder, named=self._engine.named, lora=self.spec.lora)
-            checkpoint.prune(directory.parent, self.spec.keep_last)
 
     def load(self, directory: Path, incarnation: int) -> ControllerState:
         """Continue from a checkpoint as incarnation `incarnation` or the saved one's next, if higher.
@@ -211,7 +211,7 @@ class LearnerWorker:
         Any number of ranks and any ZeRO stage. Raises ConfigError when it is damaged or was made with
         another LoRA rank, base model or reference policy.
         """
-        problem = checkpoint.what_is_wrong(directory)
+        problem = what_is_wrong(directory)
         if problem is not None:
             raise ConfigError(f"checkpoint {directory} can't be used: {problem}.")
         state = read_state(directory, flat=self._engine.flat)
@@ -224,6 +224,7 @@ class LearnerWorker:
         self._ring.replace((PolicyVersion(life, step), flat) for step, flat in state.ring[-self._ring.size :])
         self._ema = state.ema
         self._old_is_default = state.old_is_default
+        self._num_skipped, self._skips_in_a_row = state.num_skipped, state.skips_in_a_row
         self._published.clear()
         self._last_flat = self._in_old_slot = None
         return state.controller

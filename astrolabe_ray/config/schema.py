@@ -188,6 +188,9 @@ class EvaluationConfig(Section):
 class CheckpointConfig(Section):
     every_steps: int = Field(default=30, gt=0)
     keep_last: int = Field(default=3, gt=0)
+    keep_best: bool = True
+    """Also save every policy that is evaluated in the middle of a run, and keep the one of the best held-out
+    reward besides the last ones."""
     resume: str = "never"
     """`never`, `auto` (newest valid checkpoint of a run with this name) or a checkpoint folder."""
 

@@ -40,6 +40,7 @@ METRICS = (
     Metric("groups/dropped", "groups", "dropped so far and refilled"),
     Metric("groups/redone", "groups", "rolled out again so far because frames or latents were lost"),
     Metric("rollouts_per_s", "1/s", "rollouts trained on per second of the step"),
+    Metric("heldout/step", "steps", "optimizer steps of the policy that the held-out numbers are of"),
     Metric("heldout/*", "score", "mean over the held-out videos; diversity is their distance to each other"),
     Metric("seconds/wait", "s", "learner waiting for groups"),
     Metric("seconds/rollout", "s", "denoising and decoding, summed over the actors"),

@@ -16,7 +16,11 @@ from astrolabe_ray.types import Evaluation, Span
 
 
 class MetricsSink(Protocol):
-    """Takes the numbers of each step, and the numbers and videos of each evaluation. Steps never go back."""
+    """Takes the numbers of each step, and the numbers and videos of each evaluation.
+
+    Steps never go back: an evaluation beside training arrives at the step that training is at by then, and
+    says in `heldout/step` whose it is.
+    """
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
@@ -32,6 +36,7 @@ class RunRecorder:
 
     def __init__(self, run_dir: RunDir, console: RunConsole, sinks: Sequence[MetricsSink]) -> None:
         self._run_dir, self._console, self._sinks = run_dir, console, tuple(sinks)
+        self._newest_step = 0
 
     def phase(self, name: str, total: int) -> None:
         self._console.phase(name, total)
@@ -41,6 +46,7 @@ class RunRecorder:
 
     def step(self, metrics: Mapping[str, float]) -> None:
         append_line(self._run_dir.metrics, {"time": time.time(), **metrics})
+        self._newest_step = int(metrics["step"])
         self._console.step(metrics)
         for sink in self._sinks:
             sink.log(metrics, int(metrics["step"]))
@@ -59,12 +65,16 @@ class RunRecorder:
                 "records": records,
             },
         )
-        videos, step = write_shown_videos(self._run_dir, evaluation), evaluation.version.step
+        videos = write_shown_videos(self._run_dir, evaluation)
+        step = self._newest_step = max(self._newest_step, evaluation.version.step)
         for sink in self._sinks:
             sink.log(heldout_metrics(evaluation), step)
             if videos:
                 sink.log_videos(videos, step)
         self._console.evaluated(evaluation)
+
+    def note(self, text: str) -> None:
+        self._console.say(text)
 
     def span(self, span: Span) -> None:
         append_line(self._run_dir.timeline, asdict(span))
@@ -75,9 +85,10 @@ class RunRecorder:
 
 
 def heldout_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """Mean of the total and of each reward over the held-out videos, and their diversity."""
+    """Mean of the total and of each reward over the held-out videos, their diversity, and whose they are."""
     records = evaluation.records
-    metrics = {"heldout/total": fmean(record.total for record in records)}
+    metrics = {"heldout/step": float(evaluation.version.step)}
+    metrics |= {"heldout/total": fmean(record.total for record in records)}
     for key in records[0].scores:
         metrics[f"heldout/{key}"] = fmean(record.scores[key] for record in records)
     return metrics | {"heldout/diversity": evaluation.diversity}

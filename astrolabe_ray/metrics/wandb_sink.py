@@ -40,6 +40,7 @@ class WandbSink:
             id=run_id,
             resume="allow" if run_id else None,
         )
+        self._run.define_metric("heldout/*", step_metric="heldout/step")
         self.run_id: str = self._run.id
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

@@ -16,6 +16,9 @@ from astrolabe_ray.report.run_dir import (
 )
 from astrolabe_ray.types import EvalRecord, Evaluation, PolicyVersion
 
+WANDB_ID = "wandb_id"
+"""What a checkpoint calls the W&B run among its notes."""
+
 
 @dataclass(frozen=True)
 class Earlier:
@@ -29,12 +32,14 @@ def take_over(checkpoint: Path, run_dir: RunDir) -> Earlier:
     """Copy metrics, evaluations and shown videos up to `checkpoint` into `run_dir`, and note whose they are.
 
     The last evaluation of a run that ended is left out: it was of the EMA weights, and this run has its own.
-    A checkpoint that lies outside of a run's folder gives Earlier().
+    Of a checkpoint that lies outside of a run's folder only the W&B run is known.
     """
-    old, step = RunDir(checkpoint.resolve().parent.parent), read_json(checkpoint / "state.json")["step"]
+    state = read_json(checkpoint / "state.json")
+    old, step = RunDir(checkpoint.resolve().parent.parent), state["step"]
+    wandb_id = state.get("controller", {}).get(WANDB_ID)
     write_json(run_dir.origin, {"run": str(old.path), "checkpoint": str(checkpoint), "step": step})
     if not old.evaluations.exists():
-        return Earlier()
+        return Earlier(wandb_id=wandb_id)
     for row in read_lines(old.metrics):
         if row["step"] <= step:
             append_line(run_dir.metrics, row)
@@ -43,7 +48,8 @@ def take_over(checkpoint: Path, run_dir: RunDir) -> Earlier:
     for line in lines:
         append_line(run_dir.evaluations, line)
     _copy_videos(old, run_dir, {line["phase"] for line in lines})
-    wandb_id = old.wandb_id.read_text().strip() if old.wandb_id.exists() else None
+    if wandb_id is None and old.wandb_id.exists():  # checkpoints of earlier versions did not tell
+        wandb_id = old.wandb_id.read_text().strip()
     return Earlier(tuple(map(_evaluation, lines)), wandb_id)
 
 

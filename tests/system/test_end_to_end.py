@@ -52,6 +52,8 @@ class Notes:
 
     def advance(self, count: int = 1) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def step(self, metrics: Mapping[str, float]) -> None:
         self.steps.append(dict(metrics))
 
