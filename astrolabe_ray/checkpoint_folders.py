@@ -77,6 +77,12 @@ def what_is_wrong(directory: Path) -> str | None:
     return next(problems(directory), None)
 
 
+def is_of_first_release(directory: Path) -> bool:
+    """Whether a folder is a checkpoint of the first Astrolabe release, which wrote no manifest."""
+    is_ours = (directory / MANIFEST).exists() or (directory / "state.json").exists()
+    return not is_ours and (directory / "lora" / "adapter_model.bin").is_file()
+
+
 def latest_valid(root: Path) -> Path | None:
     """The checkpoint of the highest step under `root` that is complete; None if there is none at all.
 
@@ -103,6 +109,9 @@ def checkpoints(root: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
+    """Raises ConfigError for a folder of another name."""
+    if not NAME.fullmatch(checkpoint.name):
+        raise ConfigError(f"{checkpoint} does not say its step: name the folder checkpoint-STEP")
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 

@@ -156,6 +156,8 @@ class Controller:
             await asyncio.gather(*starts, return_exceptions=True)
         if self.resume_from is not None:
             state = await self.learner.load(self.resume_from)
+            for note in state.get("notes", ()):
+                self.observer.note(note)
             self.buffer.resume(state)
             self.kl_selection.restore(state)
         policy = await self.channel.publish()

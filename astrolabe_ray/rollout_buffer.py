@@ -66,7 +66,10 @@ class RolloutBuffer:
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was saved. Checkpoints of earlier versions knew no finished numbers, and no
-        causes, losses and ages."""
+        causes, losses and ages; of the first release only the step is known."""
+        if "first_release_step" in state:
+            self.next_number = state["first_release_step"] * self.num_groups
+            return
         self.next_number, self.num_dropped = state["next_number"], state["num_dropped"]
         self._finished = set(state.get("finished", ()))
         self.drops = Counter(state.get("drops", {}))

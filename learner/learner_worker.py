@@ -20,7 +20,7 @@ from torch import Tensor
 from astrolabe_ray.algorithms.ema import ema_decay, ema_update_
 from astrolabe_ray.algorithms.flow_matching import warped_timesteps
 from astrolabe_ray.algorithms.old_policy import mixed, old_policy_decay
-from astrolabe_ray.checkpoint_folders import what_is_wrong, written_atomically
+from astrolabe_ray.checkpoint_folders import is_of_first_release, what_is_wrong, written_atomically
 from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig, RunConfig
 from astrolabe_ray.errors import AstrolabeError, ConfigError, WeightMismatch
 from astrolabe_ray.models.files import anywhere
@@ -39,6 +39,7 @@ from learner.nft_step import SampleLosses, Samples, draw, nft_step, predictor, s
 from learner.payloads import Payloads, latents, read_all
 from learner.policies import with_policies
 from learner.reference import Reference, moves
+from learner.seed_checkpoint import read_seed_state
 from learner.state_files import LearnerState, read_state, write_state
 
 MAX_SKIPS_IN_A_ROW = 3
@@ -208,13 +209,10 @@ class LearnerWorker:
     def load(self, directory: Path, incarnation: int) -> ControllerState:
         """Continue from a checkpoint as incarnation `incarnation` or the saved one's next, if higher.
 
-        Any number of ranks and any ZeRO stage. Raises ConfigError when it is damaged or was made with
-        another LoRA rank, base model or reference policy.
+        Any number of ranks and any ZeRO stage; also a checkpoint of the first Astrolabe release. Raises
+        ConfigError when it is damaged or was made with another LoRA rank, base model or reference policy.
         """
-        problem = what_is_wrong(directory)
-        if problem is not None:
-            raise ConfigError(f"checkpoint {directory} can't be used: {problem}.")
-        state = read_state(directory, flat=self._engine.flat)
+        state = self._read(directory)
         self._engine.write("default", state.default)
         self._engine.load_optimizer_state(state.moments, state.num_updates)
         self._reference.restore(state.reference, directory)
@@ -228,6 +226,19 @@ class LearnerWorker:
         self._published.clear()
         self._last_flat = self._in_old_slot = None
         return state.controller
+
+    def _read(self, directory: Path) -> LearnerState:
+        engine = self._engine
+        if is_of_first_release(directory):
+            fresh, _ = engine.optimizer_state()
+            begun_with = self._reference.begun_with
+            return read_seed_state(
+                directory, self.spec.lora, flat=engine.flat, fresh=fresh, reference=begun_with
+            )
+        problem = what_is_wrong(directory)
+        if problem is not None:
+            raise ConfigError(f"checkpoint {directory} can't be used: {problem}.")
+        return read_state(directory, flat=engine.flat)
 
     def _check(self, micro_batches: Sequence[Sequence[TrainSample]], step: int) -> None:
         """Refuse what can't be trained on before any gradient is there."""
@@ -333,6 +344,8 @@ class LearnerWorker:
     def _check_base(self, directory: Path, state: LearnerState) -> None:
         """`default` holds the checkpoint's weights. Raises ConfigError for another base or initial LoRA."""
         actual = probe_output(self._engine.model, self._architecture, PROBE_SEED)
+        if state.probe is None or state.reference_probe is None:
+            return
         if not _agree(actual, state.probe):
             raise ConfigError(
                 f"checkpoint {directory} was made with another base model than {self.spec.model.path}: the "

@@ -33,8 +33,8 @@ class LearnerState:
     num_updates: int  # that Adam has made; less than the step if some were skipped
     num_skipped: int  # updates left out because a gradient was not finite
     skips_in_a_row: int
-    probe: list[float]  # output of `default`, which tells another base model
-    reference_probe: list[float]  # output of the reference policy, which tells another initial LoRA
+    probe: list[float] | None  # output of `default`, which tells another base model; None: not known
+    reference_probe: list[float] | None  # output of the reference policy, which tells another initial LoRA
     reference: tuple[Tensor, LaggingReference] | None  # of a reference that moves
     controller: ControllerState
 

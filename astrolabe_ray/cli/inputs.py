@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from astrolabe_ray.checkpoint_folders import latest_valid, what_is_wrong
+from astrolabe_ray.checkpoint_folders import is_of_first_release, latest_valid, step_of, what_is_wrong
 from astrolabe_ray.config.schema import CheckpointConfig, LoggingConfig, RewardConfig, RunConfig
 from astrolabe_ray.data.prompts import load_heldout, load_prompts
 from astrolabe_ray.errors import ConfigError
@@ -81,6 +81,9 @@ def find_checkpoint(
     if checkpoint.resume == "auto":
         return _newest(earlier_runs)
     folder = Path(checkpoint.resume)
+    if is_of_first_release(folder):
+        step_of(folder)
+        return folder
     what = what_is_wrong(folder) if folder.is_dir() else "there is no such folder"
     if what is not None:
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from astrolabe_ray.checkpoint_folders import is_of_first_release, step_of
 from astrolabe_ray.report.run_dir import (
     Json,
     RunDir,
@@ -34,8 +35,8 @@ def take_over(checkpoint: Path, run_dir: RunDir) -> Earlier:
     The last evaluation of a run that ended is left out: it was of the EMA weights, and this run has its own.
     Of a checkpoint that lies outside of a run's folder only the W&B run is known.
     """
-    state = read_json(checkpoint / "state.json")
-    old, step = RunDir(checkpoint.resolve().parent.parent), state["step"]
+    state = {} if is_of_first_release(checkpoint) else read_json(checkpoint / "state.json")
+    old, step = RunDir(checkpoint.resolve().parent.parent), state.get("step", step_of(checkpoint))
     wandb_id = state.get("controller", {}).get(WANDB_ID)
     write_json(run_dir.origin, {"run": str(old.path), "checkpoint": str(checkpoint), "step": step})
     if not old.evaluations.exists():
