@@ -72,7 +72,7 @@ async def _record(config: RunConfig, wiring: Wiring, run_dir: RunDir, resume_fro
             earlier = take_over(resume_from, run_dir) if resume_from is not None else Earlier()
             roles = wiring.make_roles(config)
             sinks, notes = _sinks(config, run_dir, earlier)
-            recorder = RunRecorder(run_dir, console, sinks)
+            recorder = RunRecorder(run_dir, console, sinks, earlier.evaluations)
             try:
                 outcome = await run_training(
                     config,

@@ -12,6 +12,7 @@ from typing import Protocol
 from astrolabe_ray.metrics.console import RunConsole
 from astrolabe_ray.report.run_dir import RunDir, append_line
 from astrolabe_ray.report.shown_videos import write_shown_videos
+from astrolabe_ray.report.statistics import compare, is_paired
 from astrolabe_ray.types import Evaluation, Span
 
 
@@ -34,7 +35,15 @@ class MetricsSink(Protocol):
 class RunRecorder:
     """Fulfils `roles.RunObserver`: files and videos of the run's folder, console, sinks."""
 
-    def __init__(self, run_dir: RunDir, console: RunConsole, sinks: Sequence[MetricsSink]) -> None:
+    def __init__(
+        self,
+        run_dir: RunDir,
+        console: RunConsole,
+        sinks: Sequence[MetricsSink],
+        earlier: Sequence[Evaluation] = (),
+    ) -> None:
+        """`earlier`: evaluations before this part of the run."""
+        self._first = next((e for e in earlier if e.phase == "before"), None)
         self._run_dir, self._console, self._sinks = run_dir, console, tuple(sinks)
         self._newest_step = 0
 
@@ -65,13 +74,18 @@ class RunRecorder:
                 "records": records,
             },
         )
+        if evaluation.phase == "before":
+            self._first = evaluation
+        compared: dict[str, dict[str, float]] = {}
+        if self._first is not None and evaluation is not self._first and is_paired(self._first, evaluation):
+            compared = compare(self._first, evaluation)
         videos = write_shown_videos(self._run_dir, evaluation)
         step = self._newest_step = max(self._newest_step, evaluation.version.step)
         for sink in self._sinks:
-            sink.log(heldout_metrics(evaluation), step)
+            sink.log(heldout_metrics(evaluation) | gains(compared), step)
             if videos:
                 sink.log_videos(videos, step)
-        self._console.evaluated(evaluation)
+        self._console.evaluated(evaluation, compared.get("total"))
 
     def note(self, text: str) -> None:
         self._console.say(text)
@@ -82,6 +96,16 @@ class RunRecorder:
     def close(self) -> None:
         for sink in self._sinks:
             sink.close()
+
+
+def gains(compared: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Of each reward against the first evaluation: difference, its 95 % interval, share of better videos."""
+    metrics = {}
+    for key, values in compared.items():
+        metrics[f"heldout_gain/{key}"] = values["paired_diff_mean"]
+        metrics[f"heldout_gain_ci95/{key}"] = values["paired_diff_ci95"]
+        metrics[f"heldout_win_rate/{key}"] = values["win_rate"]
+    return metrics
 
 
 def heldout_metrics(evaluation: Evaluation) -> dict[str, float]:

@@ -125,7 +125,8 @@ def test_the_page_says_what_was_trained(page: Page) -> None:
 def test_tables_hold_the_numbers_of_the_files(page: Page) -> None:
     """A column that slips by one; the norm of a skipped step is a dash."""
     rows = page.texts("tr")
-    assert "total1.00001.2000+0.20000.100075 %4" in rows
+    assert "total1.00001.2000+0.20000.1000± 1.270675 %4" in rows  # t of one degree of freedom is 12.706
+    assert "step-21.1500+0.1500± 0.635388 %" in rows
     assert "image_quality0.50000.5000+0.00000.000050 %4" in rows
     cells = page.texts("td")
     assert "–" in cells and "nan" not in cells and "None" not in cells

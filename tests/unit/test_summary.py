@@ -14,8 +14,12 @@ from tests.small_run import outcome
 def test_the_last_evaluation_is_compared_with_the_first() -> None:
     """Differences of the total: 0.2, 0.4 and -0.2, 0.4, mean 0.2; they leave 0.2 and -0.2 to the two prompts.
 
-    An evaluation in between is not compared.
+    An evaluation in between is compared in its own place.
     """
+    middle, last = summarise(outcome())["evaluations"]
+    assert (middle["phase"], middle["step"]) == ("step-2", 2)
+    assert middle["heldout"]["total"]["paired_diff_mean"] == pytest.approx((0.2 + 0.2 + 0.0 + 0.2) / 4)
+    assert last["heldout"] == summarise(outcome())["heldout"]
     total = summarise(outcome())["heldout"]["total"]
     assert total["reward_before"] == pytest.approx(1.0)
     assert total["reward_after"] == pytest.approx(1.2)
