@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from astrolabe_ray.background import Background
@@ -27,6 +27,7 @@ from astrolabe_ray.step_batch import step_batch
 from astrolabe_ray.step_metrics import PhaseClock, step_metrics
 from astrolabe_ray.timeline import Timeline
 from astrolabe_ray.types import (
+    Alarm,
     ControllerState,
     Evaluation,
     Rollout,
@@ -58,6 +59,8 @@ class RunOutcome:
     stopped_early: bool
     sampling: list[str]  # how the rollout actors sampled: attention kernel, dtype, device
     seconds: dict[str, float]  # wall time per phase
+    alarms: list[Alarm] = field(default_factory=list)
+    stopped_by: str | None = None  # the guard of config.health.stop_on that ended the run
 
 
 class Controller:
@@ -127,6 +130,8 @@ class Controller:
             stopped_early=not any(evaluation.phase == "after" for evaluation in evaluations),
             sampling=sorted(self.channel.sampling),
             seconds=clock.seconds,
+            alarms=self.milestones.health.alarms,
+            stopped_by=self.milestones.health.stopped_by,
         )
 
     async def _carry_out(self, clock: PhaseClock) -> None:
@@ -160,6 +165,7 @@ class Controller:
                 self.observer.note(note)
             self.buffer.resume(state)
             self.kl_selection.restore(state)
+            self.milestones.health.restore(state)
         policy = await self.channel.publish()
         await self.channel.prove()
         self.buffer.version = policy.manifest.version
@@ -255,6 +261,8 @@ class Controller:
                 break
             if await self._train_step(groups, began=began):
                 await self._between_steps()
+            if self.milestones.health.stopped_by is not None:
+                self.stop.set()
         await self._save()
         await self.milestones.finish_evaluation()
 
@@ -310,7 +318,7 @@ class Controller:
             "seconds/publish": self._timeline.now() - publish_start,
             "rollouts_per_s": made.batch.num_samples / (self._timeline.now() - began),
         }
-        self.observer.step(metrics)
+        self.observer.step(metrics | self.milestones.health.after_step(metrics))
         self.observer.advance()
         self._progress()
         return True
@@ -331,7 +339,7 @@ class Controller:
         return result
 
     async def _save(self) -> None:
-        state = self.buffer.state() | self.kl_selection.state()
+        state = self.buffer.state() | self.kl_selection.state() | self.milestones.health.state()
         await self.milestones.save(self.buffer.version.step, state)
 
     def _where(self) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from astrolabe_ray.batching import slices
@@ -35,6 +36,15 @@ MAX_REDOS = 5
 """Times that one prompt is rolled out again because its frames were lost."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PromptResult:
+    """Of the videos of one prompt."""
+
+    records: list[EvalRecord]
+    diversity: float
+    looks: dict[str, float]
 
 
 class Evaluator:
@@ -78,7 +88,7 @@ class Evaluator:
             self.observer.phase(f"evaluate {phase}", len(self.prompts))
         room = asyncio.Semaphore(eval_prompts_in_flight(self.config))
 
-        async def prompt(number: int) -> tuple[list[EvalRecord], float]:
+        async def prompt(number: int) -> PromptResult:
             async with room:
                 result = await self._prompt(number, phase, policy, on_progress)
             if not is_beside_training:
@@ -92,9 +102,12 @@ class Evaluator:
         finally:  # after a failure the others would go on
             for task in tasks:
                 task.cancel()
-        records = tuple(record for group, _ in results for record in group)
         return Evaluation(
-            phase, policy.manifest.version, records, fmean(diversity for _, diversity in results)
+            phase,
+            policy.manifest.version,
+            tuple(record for result in results for record in result.records),
+            fmean(result.diversity for result in results),
+            {name: fmean(result.looks[name] for result in results) for name in results[0].looks},
         )
 
     def is_comparable(self, evaluation: Evaluation) -> bool:
@@ -114,8 +127,8 @@ class Evaluator:
 
     async def _prompt(
         self, number: int, phase: str, policy: PublishedPolicy, on_progress: Callable[[], None]
-    ) -> tuple[list[EvalRecord], float]:
-        """Records of one prompt and the diversity of its videos; made again when frames are lost."""
+    ) -> PromptResult:
+        """Records of one prompt and what its videos are like; made again when frames are lost."""
         for redo in range(MAX_REDOS + 1):
             try:
                 return await self._try_prompt(number, phase, policy, on_progress)
@@ -127,7 +140,7 @@ class Evaluator:
 
     async def _try_prompt(
         self, number: int, phase: str, policy: PublishedPolicy, on_progress: Callable[[], None]
-    ) -> tuple[list[EvalRecord], float]:
+    ) -> PromptResult:
         settings = self.config.evaluation
         views = self.rewards.views
         if FULL_VIDEO not in views:
@@ -153,7 +166,9 @@ class Evaluator:
         made = await asyncio.gather(*map(generate, requests))
         rollouts = [rollout for part in made for rollout in part]
         videos = [rollout.views[views.index(FULL_VIDEO)] for rollout in rollouts]
-        scores, diversity = await asyncio.gather(self.rewards.score(rollouts), self.gallery.diversity(videos))
+        scores, diversity, looks = await asyncio.gather(
+            self.rewards.score(rollouts), self.gallery.diversity(videos), self.gallery.looks(videos)
+        )
         shown = await self._shown_video(rollouts[0], videos[0], phase) if self._is_shown(number) else None
         weights = {reward.key: reward.weight for reward in self.config.rewards}
         records = [
@@ -167,7 +182,7 @@ class Evaluator:
             )
             for rollout, score in zip(rollouts, scores, strict=True)
         ]
-        return records, diversity
+        return PromptResult(records, diversity, looks)
 
     def _is_shown(self, number: int) -> bool:
         return number < self.config.evaluation.num_shown_videos

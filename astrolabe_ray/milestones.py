@@ -1,4 +1,4 @@
-"""Checkpoints and evaluations of a run: when, of which policy, and which checkpoints stay.
+"""Checkpoints, evaluations and health of a run: when, of which policy, and which checkpoints stay.
 
 An evaluation in the middle of a run is of the policy that was the newest when it began, and goes on beside
 training: rollout actors work on it while no training rollout waits. At most one is under way.
@@ -15,6 +15,7 @@ from astrolabe_ray.background import Background
 from astrolabe_ray.checkpoint_folders import best_step, checkpoints, delete, surplus
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.evaluator import Evaluator
+from astrolabe_ray.health.watch import HealthWatch
 from astrolabe_ray.roles import Learner, RunObserver
 from astrolabe_ray.timeline import Timeline
 from astrolabe_ray.types import ControllerState, Evaluation, PublishedPolicy
@@ -45,6 +46,7 @@ class Milestones:
         self._timeline, self._background, self._stop = timeline, background, stop
         self._on_progress, self._notes = on_progress, notes or {}
         self._checkpoints = checkpoints
+        self.health = HealthWatch(config, observer)
         self._running: asyncio.Task[None] | None = None
         self._running_step: int | None = None  # of the policy that is evaluated now
 
@@ -98,9 +100,12 @@ class Milestones:
         evaluation = await unless_stopped(work, self._stop)
         if evaluation is None:
             return
+        first = next((earlier for earlier in self.evaluations if earlier.phase == "before"), None)
         self.evaluations.append(evaluation)
         self._timeline.span("eval", "rollout actors", start, phase=phase)
         self.observer.evaluated(evaluation)
+        if first is not None:
+            self.health.after_evaluation(first, evaluation)
         self._on_progress()
 
     def _prune(self) -> None:

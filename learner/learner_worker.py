@@ -41,6 +41,7 @@ from learner.policies import with_policies
 from learner.reference import Reference, moves
 from learner.seed_checkpoint import read_seed_state
 from learner.state_files import LearnerState, read_state, write_state
+from learner.vitals import adapter_norms, gradient_norms, unmoved
 
 MAX_SKIPS_IN_A_ROW = 3
 PROBE_SEED = 0
@@ -125,7 +126,7 @@ class LearnerWorker:
         rule = ContextRule(m.chunk_frames, m.window_frames, m.sink_frames, m.rope)
         self._predict = predictor(self._engine, rule, m.context_timestep)
         self._ring = AdapterRing(spec.max_policy_age + 1)
-        default = self._engine.read("default")
+        default = self._default = self._engine.read("default")  # as of the newest version
         self._ring.push(self.version, default)
         self._old_is_default = True
         self._ema = default.clone()
@@ -145,17 +146,22 @@ class LearnerWorker:
         self._payloads = read_all(self._blobs, [sample for samples in micro_batches for sample in samples])
         sums = self._accumulate(micro_batches, seed, num_samples)
         self._payloads = {}
+        norms = gradient_norms(self._engine)
         grad_norm = self._engine.step()
         sums = process_group.sum_over_ranks(sums)
         names = ("loss", "policy_loss", "kl_loss", "old_deviation")
         metrics = {name: value / num_samples for name, value in zip(names, sums, strict=True)}
         self._judge(grad_norm, metrics["loss"])
-        decay, reference_metrics = self._move_on(moved=grad_norm is not None, kl=metrics["kl_loss"])
-        metrics |= reference_metrics | {
-            "grad_norm": math.nan if grad_norm is None else grad_norm,
-            "skipped_steps": float(self._num_skipped),
-            "old_policy_decay": decay,
-        }
+        decay, other_metrics = self._move_on(moved=grad_norm is not None, kl=metrics["kl_loss"])
+        metrics |= (
+            norms
+            | other_metrics
+            | {
+                "grad_norm": math.nan if grad_norm is None else grad_norm,
+                "skipped_steps": float(self._num_skipped),
+                "old_policy_decay": decay,
+            }
+        )
         return StepResult(self.version, metrics, time.perf_counter() - start)
 
     def pack(self, adapter: Literal["old", "ema"]) -> tuple[WeightManifest, np.ndarray]:
@@ -220,7 +226,7 @@ class LearnerWorker:
         life = max(incarnation, state.version.incarnation + 1)
         self.version = replace(state.version, incarnation=life)
         self._ring.replace((PolicyVersion(life, step), flat) for step, flat in state.ring[-self._ring.size :])
-        self._ema = state.ema
+        self._ema, self._default = state.ema, state.default
         self._old_is_default = state.old_is_default
         self._num_skipped, self._skips_in_a_row = state.num_skipped, state.skips_in_a_row
         self._published.clear()
@@ -320,7 +326,7 @@ class LearnerWorker:
     def _move_on(self, *, moved: bool, kl: float) -> tuple[float, dict[str, float]]:
         """Next version: mix the behaviour policy and the EMA, move the reference if it is time.
 
-        Returns the old policy's decay and the reference's metrics.
+        Returns the old policy's decay, the reference's metrics and the signs of life of the update.
         """
         step = self.version.step
         self.version = replace(self.version, step=step + 1)
@@ -330,7 +336,10 @@ class LearnerWorker:
         self._old_is_default = decay == 0
         if moved:
             ema_update_(self._ema, default, decay=ema_decay(step, maximum=self.spec.algorithm.ema_decay))
-        return decay, self._reference.after_step(kl, default)
+        vitals = adapter_norms({"default": default, "old": self._ring.newest, "ema": self._ema})
+        vitals["health/unmoved"] = unmoved(self._default, default)
+        self._default = default
+        return decay, vitals | self._reference.after_step(kl, default)
 
     def _load_old(self, flat: Tensor) -> None:
         if self._in_old_slot is not flat:

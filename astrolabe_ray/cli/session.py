@@ -87,7 +87,9 @@ async def _record(config: RunConfig, wiring: Wiring, run_dir: RunDir, resume_fro
             finally:
                 recorder.close()
         write_json(run_dir.summary, summarise(outcome))
-        if outcome.stopped_early:
+        if outcome.stopped_by is not None:
+            typer.echo(f"Ended by health.stop_on: {outcome.stopped_by}. The last checkpoint is saved.")
+        elif outcome.stopped_early:
             typer.echo("Stopped as asked. To go on: the same command with --config.checkpoint.resume=auto")
     except AstrolabeError:
         write_bytes(run_dir.failure, traceback.format_exc().encode())

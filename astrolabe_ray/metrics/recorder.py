@@ -13,7 +13,7 @@ from astrolabe_ray.metrics.console import RunConsole
 from astrolabe_ray.report.run_dir import RunDir, append_line
 from astrolabe_ray.report.shown_videos import write_shown_videos
 from astrolabe_ray.report.statistics import compare, is_paired
-from astrolabe_ray.types import Evaluation, Span
+from astrolabe_ray.types import Alarm, Evaluation, Span
 
 
 class MetricsSink(Protocol):
@@ -71,6 +71,7 @@ class RunRecorder:
                 "phase": evaluation.phase,
                 "step": evaluation.version.step,
                 "diversity": evaluation.diversity,
+                "looks": evaluation.looks,
                 "records": records,
             },
         )
@@ -86,6 +87,10 @@ class RunRecorder:
             if videos:
                 sink.log_videos(videos, step)
         self._console.evaluated(evaluation, compared.get("total"))
+
+    def alarmed(self, alarm: Alarm) -> None:
+        append_line(self._run_dir.alarms, asdict(alarm))
+        self._console.alarmed(alarm)
 
     def note(self, text: str) -> None:
         self._console.say(text)
@@ -115,4 +120,6 @@ def heldout_metrics(evaluation: Evaluation) -> dict[str, float]:
     metrics |= {"heldout/total": fmean(record.total for record in records)}
     for key in records[0].scores:
         metrics[f"heldout/{key}"] = fmean(record.scores[key] for record in records)
-    return metrics | {"heldout/diversity": evaluation.diversity}
+    return metrics | {
+        f"heldout/{n}": v for n, v in (("diversity", evaluation.diversity), *evaluation.looks.items())
+    }

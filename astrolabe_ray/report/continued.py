@@ -30,7 +30,7 @@ class Earlier:
 
 
 def take_over(checkpoint: Path, run_dir: RunDir) -> Earlier:
-    """Copy metrics, evaluations and shown videos up to `checkpoint` into `run_dir`, and note whose they are.
+    """Copy metrics, evaluations, alarms and videos up to `checkpoint` into `run_dir`; note whose they are.
 
     The last evaluation of a run that ended is left out: it was of the EMA weights, and this run has its own.
     Of a checkpoint that lies outside of a run's folder only the W&B run is known.
@@ -44,6 +44,9 @@ def take_over(checkpoint: Path, run_dir: RunDir) -> Earlier:
     for row in read_lines(old.metrics):
         if row["step"] <= step:
             append_line(run_dir.metrics, row)
+    for alarm in read_lines(old.alarms):
+        if alarm["step"] <= step:
+            append_line(run_dir.alarms, alarm)
     evaluations = [line for line in read_lines(old.evaluations) if line["phase"] != "after"]
     lines = [line for line in evaluations if line["step"] <= step]
     for line in lines:
@@ -57,7 +60,9 @@ def take_over(checkpoint: Path, run_dir: RunDir) -> Earlier:
 def _evaluation(line: Json) -> Evaluation:
     """Inverse of what `RunRecorder.evaluated` writes; videos are in files."""
     records = tuple(EvalRecord(**record) for record in line["records"])
-    return Evaluation(line["phase"], PolicyVersion(step=line["step"]), records, line["diversity"])
+    return Evaluation(
+        line["phase"], PolicyVersion(step=line["step"]), records, line["diversity"], line.get("looks", {})
+    )
 
 
 def _copy_videos(old: RunDir, run_dir: RunDir, phases: set[str]) -> None:

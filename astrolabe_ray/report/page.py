@@ -29,6 +29,7 @@ def build_report(run_dir: RunDir) -> Path:
         _result(summary),
         _section("Before and after", video_pairs(run_dir), VIDEO_NOTE),
         _section("Held-out rewards", _results(summary) + _progress(summary), RESULT_NOTE),
+        _section("Alarms", _alarms(run_dir), ALARM_NOTE),
         _section("Rewards over training", reward_charts(steps, evaluations), REWARD_NOTE),
         _section("Optimization", training_charts(steps, summary), AGE_NOTE),
         _section("Timeline of the roles", _timeline(run_dir, summary), TIMELINE_NOTE),
@@ -59,6 +60,9 @@ REWARD_NOTE = (
     "independent, on held-out prompts with the videos of a prompt as one cluster. Held-out points in the "
     "middle are of the policy that samples; the last is of the EMA weights, which are what is saved. At the "
     "first point both are the same."
+)
+ALARM_NOTE = (
+    "Signs that training did nothing, ran away or gamed its rewards; the limits are those of config.health."
 )
 TIMELINE_NOTE = "Rollouts, scores and training overlap as far as the largest policy age allows."
 AGE_NOTE = "Policy age: steps between the policy that made a rollout and the policy that was trained on it."
@@ -135,6 +139,15 @@ def _results(summary: Json) -> str:
         for key, value in summary.get("heldout", {}).items()
     ]
     return _table(["reward", "before", "after", "difference", "SE", "95 %", "better", "videos"], rows)
+
+
+def _alarms(run_dir: RunDir) -> str:
+    rows = [
+        [str(alarm["step"]), alarm["guard"], _cell(alarm["value"]), _cell(alarm["limit"]), alarm["text"]]
+        for alarm in read_lines(run_dir.alarms)
+    ]
+    head = ["step", "guard", "value", "limit", "what it means"]
+    return _table(head, rows) if rows else '<p class="nothing">None.</p>'
 
 
 def _progress(summary: Json) -> str:

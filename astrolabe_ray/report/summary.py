@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from astrolabe_ray.controller import RunOutcome
@@ -26,7 +27,10 @@ def summarise(outcome: RunOutcome) -> dict[str, Any]:
             if before is not None and later is not before
         ],
         "diversity": {phase: evaluation.diversity for phase, evaluation in by_phase.items()},
+        "looks": {phase: evaluation.looks for phase, evaluation in by_phase.items()},
+        "alarms": [asdict(alarm) for alarm in outcome.alarms],
         "stopped_early": outcome.stopped_early,
+        "stopped_by": outcome.stopped_by,
         "sampling": outcome.sampling,
         "num_rollouts": outcome.num_rollouts,
         "rollouts_per_s": outcome.num_rollouts / max(outcome.train_wall_s, 1e-9),

@@ -17,6 +17,7 @@ from astrolabe_ray.data.group_sampler import GroupSampler
 from astrolabe_ray.errors import DataFailure, InfraFailure, PayloadsLost, RunStalled, WeightMismatch
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.types import (
+    Alarm,
     Blob,
     ControllerState,
     Evaluation,
@@ -178,6 +179,9 @@ class FakeGallery:
     async def diversity(self, videos: Sequence[Blob]) -> float:
         return 0.25
 
+    async def looks(self, videos: Sequence[Blob]) -> dict[str, float]:
+        return {"motion": 0.1, "brightness": 0.5, "saturation": 0.2}
+
 
 class Notebook:
     """Records what an observer is told."""
@@ -188,6 +192,7 @@ class Notebook:
         self.evaluations: list[Evaluation] = []
         self.spans: list[Span] = []
         self.notes: list[str] = []
+        self.alarms: list[Alarm] = []
         self.on_step = lambda: None
 
     def phase(self, name: str, total: int) -> None:
@@ -201,6 +206,9 @@ class Notebook:
 
     def evaluated(self, evaluation: Evaluation) -> None:
         self.evaluations.append(evaluation)
+
+    def alarmed(self, alarm: Alarm) -> None:
+        self.alarms.append(alarm)
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -270,6 +278,11 @@ def counters(next_number: int) -> ControllerState:
         "drops": {},
         "redone": {},
         "ages_trained": ages,
+        "health": {
+            "first_norms": {},
+            "gradients": [],
+            "streaks": {"pull": 0, "zero_groups": 0} if ages else {},
+        },
     }
 
 

@@ -88,6 +88,23 @@ def test_the_checkpoint_of_the_best_held_out_reward_stays(
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"checkpoint-{step}" for step in kept]
 
 
+@pytest.mark.parametrize(("stop_on", "steps"), [((), 12), (("zero_groups",), 3)])
+def test_a_guard_of_stop_on_ends_the_run_after_a_save(stop_on: tuple[str, ...], steps: int) -> None:
+    """A scorer that broke gives equal rewards: a night of training on nothing."""
+    health = {"patience_steps": 3, "min_pull": None, "stop_on": stop_on}
+    stage = Stage(config(num_steps=12, health=health, evaluation=EVALUATION))
+    stage.rewards.moduli = (1, 1)
+    outcome = asyncio.run(stage.run())
+    assert len(stage.learner.batches) == steps
+    assert stage.learner.saved[-1][0] == f"checkpoint-{steps}"
+    assert outcome.stopped_by == (stop_on[0] if stop_on else None)
+    assert outcome.stopped_early == bool(stop_on)
+    (alarm,) = outcome.alarms
+    assert stage.notebook.alarms == [alarm]
+    assert (alarm.guard, alarm.step, alarm.value, alarm.stops) == ("zero_groups", 3, 1.0, bool(stop_on))
+    assert [row["health/alarms"] for row in stage.notebook.rows] == [0.0, 0.0] + [1.0] * (steps - 2)
+
+
 def test_an_evaluation_that_a_resume_cut_off_is_made_up_for() -> None:
     """The curve of held-out rewards would have a hole, or worse, another policy in its place."""
     settings = config(num_steps=6, evaluation=EVALUATION | {"every_steps": 2})

@@ -37,6 +37,7 @@ def test_a_run_counts_what_it_did() -> None:
     assert summary["diversity"] == {"before": 0.25, "step-2": 0.23, "after": 0.21}
     assert summary["drops"] == {"DataFailure": 1}
     assert summary["stopped_early"] is False
+    assert [(alarm["guard"], alarm["step"]) for alarm in summary["alarms"]] == [("zero_groups", 2)]
     assert summary["sampling"] == ["sdpa attention in float32 on cpu"]
 
 
