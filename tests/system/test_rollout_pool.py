@@ -170,6 +170,7 @@ async def test_two_nodes_make_the_videos_of_one_process_bit_by_bit(
         await at_full_strength(pool)
         proven = [ack.actor for ack in await pool.sync()]  # at once, since both hold it already
         assert sorted(proven) == sorted(member.name for member in pool._fleet.members)
+    assert makers == {member.name for member in pool._fleet.members}
 
 
 async def test_a_pinned_request_gets_its_policy_whatever_the_newest_is(
@@ -189,7 +190,6 @@ async def test_a_pinned_request_gets_its_policy_whatever_the_newest_is(
         await oracle.set_policy(pinned if pin else newest)
         assert_bit_identical(got, await oracle.generate(asked))
         assert {rollout.policy_version.step for rollout in got} == {3 if pin else 5}
-    assert makers == {member.name for member in pool._fleet.members}
     nodes = {node for _, node in (await where(pool)).values()}
     assert len(nodes) == 2
 
