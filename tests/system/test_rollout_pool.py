@@ -171,6 +171,8 @@ async def test_two_nodes_make_the_videos_of_one_process_bit_by_bit(
         proven = [ack.actor for ack in await pool.sync()]  # at once, since both hold it already
         assert sorted(proven) == sorted(member.name for member in pool._fleet.members)
     assert makers == {member.name for member in pool._fleet.members}
+    nodes = {node for _, node in (await where(pool)).values()}
+    assert len(nodes) == 2
 
 
 async def test_a_pinned_request_gets_its_policy_whatever_the_newest_is(
@@ -190,8 +192,6 @@ async def test_a_pinned_request_gets_its_policy_whatever_the_newest_is(
         await oracle.set_policy(pinned if pin else newest)
         assert_bit_identical(got, await oracle.generate(asked))
         assert {rollout.policy_version.step for rollout in got} == {3 if pin else 5}
-    nodes = {node for _, node in (await where(pool)).values()}
-    assert len(nodes) == 2
 
 
 async def test_an_actor_killed_in_the_middle_of_a_video_costs_nothing_but_time(
