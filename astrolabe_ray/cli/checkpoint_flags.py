@@ -36,7 +36,12 @@ def add_checkpoints(app: typer.Typer) -> None:
         no_args_is_help=True,
     )
     app.add_typer(commands, name="checkpoints")
+    _add_looking(commands)
+    _add_export(commands)
+    _add_prune(commands)
 
+
+def _add_looking(commands: typer.Typer) -> None:
     @commands.command("list")
     def list_(run: RunFolder) -> None:
         """Step, size, soundness and held-out reward of every checkpoint. Reads every byte of them."""
@@ -51,6 +56,8 @@ def add_checkpoints(app: typer.Typer) -> None:
 
         verify_checkpoints(run)
 
+
+def _add_export(commands: typer.Typer) -> None:
     @commands.command(epilog=EPILOG_EXPORT)
     def export(
         run: RunFolder,
@@ -79,6 +86,8 @@ def add_checkpoints(app: typer.Typer) -> None:
 
         export_checkpoint(run, out, step=step, weights=weights, form=form)
 
+
+def _add_prune(commands: typer.Typer) -> None:
     @commands.command(epilog=EPILOG_PRUNE)
     def prune(
         run: RunFolder,
