@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astrolabe_ray.cli.app import make_app
@@ -39,18 +38,6 @@ def reward_problems(reward: RewardConfig) -> Sequence[tuple[str, str]]:
     from reward_servers.scorers import reward_problems
 
     return reward_problems(reward)
-
-
-def checkpoint_problem(folder: Path) -> str | None:
-    from learner.checkpoint import what_is_wrong
-
-    return what_is_wrong(folder)
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    from learner.checkpoint import latest_valid
-
-    return latest_valid(folder)
 
 
 def plan_scenes(prompt: str, model: ModelConfig, num_chunks: int | None) -> VideoPlan:
@@ -160,8 +147,6 @@ def bench_rewards(name: str, seconds: float, in_flight: int, size: tuple[int, in
 
 WIRING = Wiring(
     reward_problems=reward_problems,
-    checkpoint_problem=checkpoint_problem,
-    latest_checkpoint=latest_checkpoint,
     plan_scenes=plan_scenes,
     draw_sheet=draw_sheet,
     make_video_pool=make_video_pool,

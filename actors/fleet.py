@@ -41,6 +41,7 @@ class Fleet(Generic[M]):
         self.members: list[M] = []
         self._idle: list[M] = []
         self._num_waiting = self._num_starting = self._num_hired = 0
+        self._num_first = 0  # of those who wait, those that go before the patient
         self._failure: BaseException | None = None
         self._moved = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -52,10 +53,11 @@ class Fleet(Generic[M]):
             self._spawn(self._scale())
 
     @asynccontextmanager
-    async def borrow(self) -> AsyncIterator[M]:
-        """A member for the caller alone. Waits for: an idle one. Unblocked by: returns and hires.
-        Bounded by: the replacement budget, whose InfraFailure is raised here."""
-        member = await self._take()
+    async def borrow(self, *, is_patient: bool = False) -> AsyncIterator[M]:
+        """A member for the caller alone. Waits for: an idle one; the patient until none of the others waits.
+        Unblocked by: returns and hires. Bounded by: the replacement budget, whose InfraFailure is raised
+        here."""
+        member = await self._take(is_patient)
         try:
             yield member
         finally:
@@ -74,14 +76,19 @@ class Fleet(Generic[M]):
             self._wake()
 
     async def on_member(
-        self, work: Callable[[M], Awaitable[T]], *, max_attempts: int, broken: tuple[type[Exception], ...]
+        self,
+        work: Callable[[M], Awaitable[T]],
+        *,
+        max_attempts: int,
+        broken: tuple[type[Exception], ...],
+        is_patient: bool = False,
     ) -> T:
         """`work` on a free member. One on which it raises an error of `broken` is discarded, and the work
         done elsewhere. Raises the last such error after `max_attempts` tries.
         """
         backoff_s = FIRST_BACKOFF_S
         for attempt in range(1, max_attempts + 1):
-            async with self.borrow() as member:
+            async with self.borrow(is_patient=is_patient) as member:
                 try:
                     return await work(member)
                 except broken as failure:
@@ -112,16 +119,20 @@ class Fleet(Generic[M]):
         for member in list(self.members):
             self._remove(member)
 
-    async def _take(self) -> M:
+    async def _take(self, is_patient: bool = False) -> M:
         self._num_waiting += 1
+        self._num_first += not is_patient
         try:
-            while not self._idle:
+            while len(self._idle) <= (self._num_first if is_patient else 0):
                 if self._failure is not None:
                     raise self._failure
                 await self._moved.wait()
             return self._idle.pop()
         finally:
             self._num_waiting -= 1
+            if not is_patient:
+                self._num_first -= 1
+                self._wake()  # it may have given up, and leave its member to a patient one
 
     async def _add(self) -> None:
         number, self._num_hired = self._num_hired, self._num_hired + 1

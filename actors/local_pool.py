@@ -32,9 +32,11 @@ class LocalRolloutPool:
     async def start(self) -> None:
         await self._run(self._actor.setup)
 
-    async def generate(self, request: RolloutRequest) -> list[Rollout]:
+    async def generate(
+        self, request: RolloutRequest, *, pinned: PublishedPolicy | None = None
+    ) -> list[Rollout]:
         def work() -> list[Rollout]:
-            self._update()
+            self._update(pinned)
             records, *blobs = self._actor.generate(request)
             return with_payloads(records, blobs, len(request.views))
 
@@ -56,13 +58,14 @@ class LocalRolloutPool:
     async def stop(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _update(self) -> WeightAck:
-        """Bring the actor to the newest policy. Raises WeightMismatch."""
-        assert self._newest is not None, "set_policy comes first"
-        manifest = self._newest.manifest
+    def _update(self, pinned: PublishedPolicy | None = None) -> WeightAck:
+        """Bring the actor to `pinned` or the newest policy. Raises WeightMismatch."""
+        policy = pinned or self._newest
+        assert policy is not None, "set_policy comes first"
+        manifest = policy.manifest
         held = self._ack
         if held is None or (held.version, held.checksum) != (manifest.version, manifest.checksum):
-            held = self._ack = self._actor.load_policy(manifest, self._newest.buffer)
+            held = self._ack = self._actor.load_policy(manifest, policy.buffer)
         return held
 
     async def _run(self, work: Callable[[], T]) -> T:

@@ -60,7 +60,9 @@ class RayRolloutPool:
         """Raises ConfigError when the cluster has no room or the model's files do not fit."""
         await self._fleet.start()
 
-    async def generate(self, request: RolloutRequest) -> list[Rollout]:
+    async def generate(
+        self, request: RolloutRequest, *, pinned: PublishedPolicy | None = None
+    ) -> list[Rollout]:
         num_returns = 1 + len(request.seeds) * (len(request.views) + 1)
 
         async def work(member: HiredActor) -> list[Rollout]:
@@ -68,7 +70,7 @@ class RayRolloutPool:
             records = await self._hiring.answer(refs[0], f"{member} generating {request.group_id}")
             return with_payloads(records, refs[1:], len(request.views))
 
-        return await self._with_member(work)
+        return await self._with_member(work, pinned)
 
     async def set_policy(self, policy: PublishedPolicy) -> None:
         self._newest = policy
@@ -81,7 +83,7 @@ class RayRolloutPool:
 
         async def proof(member: HiredActor) -> WeightAck | None:
             try:
-                await self._update(member)
+                await self._update(member, self._newest_policy())
             except BROKEN as failure:
                 self._fleet.discard(member, failure)
                 return None
@@ -100,30 +102,38 @@ class RayRolloutPool:
     async def stop(self) -> None:
         await self._fleet.stop()
 
-    async def _with_member(self, work: Callable[[HiredActor], Awaitable[T]]) -> T:
-        """`work` on a free member that holds the newest policy, tried again elsewhere when that fails.
+    async def _with_member(
+        self, work: Callable[[HiredActor], Awaitable[T]], pinned: PublishedPolicy | None = None
+    ) -> T:
+        """`work` on a free member that holds `pinned` or the newest policy, tried again elsewhere when that
+        fails; for a pinned one others go first.
 
         Raises InfraFailure or WeightMismatch after rollout.max_attempts tries.
         """
 
-        async def on_newest(member: HiredActor) -> T:
-            await self._update(member)
+        async def with_policy(member: HiredActor) -> T:
+            await self._update(member, pinned or self._newest_policy())
             return await work(member)
 
-        return await self._fleet.on_member(on_newest, max_attempts=self._max_attempts, broken=BROKEN)
+        return await self._fleet.on_member(
+            with_policy, max_attempts=self._max_attempts, broken=BROKEN, is_patient=pinned is not None
+        )
 
-    async def _update(self, member: HiredActor) -> None:
-        """Bring a member to the newest policy. Raises WeightMismatch when it acknowledges anything else."""
+    def _newest_policy(self) -> PublishedPolicy:
         assert self._newest is not None, "set_policy comes first"
-        manifest = self._newest.manifest
+        return self._newest
+
+    async def _update(self, member: HiredActor, policy: PublishedPolicy) -> None:
+        """Bring a member to `policy`. Raises WeightMismatch when it acknowledges anything else."""
+        manifest = policy.manifest
         wanted = (manifest.version, manifest.checksum)
         held = self._acks.pop(member.name, None)
         if held is None or (held.version, held.checksum) != wanted:
-            ref = member.actor.load_policy.remote(manifest, self._newest.buffer)
+            ref = member.actor.load_policy.remote(manifest, policy.buffer)
             held = await self._hiring.answer(ref, f"{member} loading policy {manifest.version}")
         if (held.version, held.checksum) != wanted:
             raise WeightMismatch(
-                f"{member} acknowledged policy {held.version} {held.checksum[:12]}, published was "
+                f"{member} acknowledged policy {held.version} {held.checksum[:12]}, wanted was "
                 f"{manifest.version} {manifest.checksum[:12]}."
             )
         self._acks[member.name] = held

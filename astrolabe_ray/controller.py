@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Collection, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
+from astrolabe_ray.background import Background
 from astrolabe_ray.batching import slices
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.config.train_window import train_window
@@ -21,17 +20,19 @@ from astrolabe_ray.data.group_sampler import GroupSampler, group_seed, rollout_s
 from astrolabe_ray.errors import DataFailure, InfraFailure, PayloadsLost
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.kl_selection import KlSelection
+from astrolabe_ray.milestones import Milestones
 from astrolabe_ray.roles import Learner, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.rollout_buffer import RolloutBuffer
 from astrolabe_ray.step_batch import step_batch
 from astrolabe_ray.step_metrics import PhaseClock, step_metrics
+from astrolabe_ray.timeline import Timeline
 from astrolabe_ray.types import (
+    Alarm,
+    ControllerState,
     Evaluation,
     Rollout,
     RolloutGroup,
     RolloutRequest,
-    Span,
-    Stage,
     StepResult,
     TrainBatch,
 )
@@ -42,7 +43,6 @@ MAX_CONSECUTIVE_DROPS = 20
 MAX_REDOS = 5
 """Times that one group is rolled out again because its payloads were lost; nodes do not die that often."""
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -59,13 +59,16 @@ class RunOutcome:
     stopped_early: bool
     sampling: list[str]  # how the rollout actors sampled: attention kernel, dtype, device
     seconds: dict[str, float]  # wall time per phase
+    alarms: list[Alarm] = field(default_factory=list)
+    stopped_by: str | None = None  # the guard of config.health.stop_on that ended the run
 
 
 class Controller:
     """Runs rollouts, scoring and training against each other until `num_steps` steps are published.
 
     `stop` asks for an orderly end: the step under way is finished and saved, an evaluation is given up,
-    and so is the setup. `earlier`: evaluations of the part of the run that `resume_from` ends.
+    and so is the setup. `earlier`: evaluations of the part of the run that `resume_from` ends. `notes`: what
+    every checkpoint says besides counters.
     """
 
     def __init__(
@@ -82,34 +85,44 @@ class Controller:
         stop: asyncio.Event,
         resume_from: Path | None = None,
         earlier: Sequence[Evaluation] = (),
+        notes: ControllerState | None = None,
     ) -> None:
         self.config = config
         self.rollouts, self.rewards, self.learner = rollouts, rewards, learner
         self.evaluator, self.prompts, self.observer = evaluator, prompts, observer
-        self.checkpoints, self.stop, self.resume_from = checkpoints, stop, resume_from
-        self.earlier = earlier
+        self.stop, self.resume_from = stop, resume_from
         self.channel = WeightChannel(learner, rollouts)
         self.kl_selection = KlSelection(config)
         self.buffer = RolloutBuffer(config.rollout.num_groups, config.rollout.max_policy_age)
-        self._moved = asyncio.Event()  # set whenever the buffer changed
+        self._background, self._timeline = Background(), Timeline(observer)
         self._unscored: asyncio.Queue[tuple[int, str, list[Rollout]]] = asyncio.Queue()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._failure: BaseException | None = None
         self._consecutive_drops = 0
         self._watchdog = Watchdog(config.cluster.stall_timeout_s)
-        self._start = time.monotonic()
+        self.milestones = Milestones(
+            config,
+            learner=learner,
+            evaluator=evaluator,
+            observer=observer,
+            timeline=self._timeline,
+            background=self._background,
+            checkpoints=checkpoints,
+            stop=stop,
+            on_progress=self._progress,
+            earlier=earlier,
+            notes=notes,
+        )
 
     async def run(self) -> RunOutcome:
         """The whole run. Raises what stopped it; roles are left to the caller to stop."""
         clock = PhaseClock()
-        evaluations = list(self.earlier)
         with clock.phase("setup"):
             is_set_up = await unless_stopped(self._set_up(), self.stop)
         if is_set_up:
-            evaluations += await self._carry_out(clock)
+            await self._carry_out(clock)
+        evaluations = self.milestones.evaluations
         return RunOutcome(
             evaluations=evaluations,
-            num_rollouts=sum(self.buffer.ages_trained.values()),
+            num_rollouts=self.buffer.ages_trained.total() - self.buffer.num_rollouts_before,
             train_wall_s=clock.seconds.get("train", 0.0),
             policy_ages=dict(self.buffer.ages_trained),
             drops=dict(self.buffer.drops),
@@ -117,21 +130,21 @@ class Controller:
             stopped_early=not any(evaluation.phase == "after" for evaluation in evaluations),
             sampling=sorted(self.channel.sampling),
             seconds=clock.seconds,
+            alarms=self.milestones.health.alarms,
+            stopped_by=self.milestones.health.stopped_by,
         )
 
-    async def _carry_out(self, clock: PhaseClock) -> list[Evaluation]:
+    async def _carry_out(self, clock: PhaseClock) -> None:
         """Everything after the setup."""
-        evaluations: list[Evaluation] = []
+        assert self.channel.newest is not None, "the setup published a policy"
         if self.buffer.version.step == 0:
             with clock.phase("evaluate before"):
-                evaluations += await self._evaluate("before")
+                await self.milestones.evaluate("before", self.channel.newest)
         with clock.phase("train"):
-            evaluations += await self._train_all()
+            await self._train_all()
         if not self.stop.is_set():
             with clock.phase("evaluate after"):
-                await self.channel.publish(adapter="ema")
-                evaluations += await self._evaluate("after")
-        return evaluations
+                await self.milestones.evaluate("after", await self.channel.publish(adapter="ema"))
 
     async def _set_up(self) -> bool:
         """Start the roles and bring them to one policy. True, to tell it from the None of a stop."""
@@ -148,39 +161,40 @@ class Controller:
             await asyncio.gather(*starts, return_exceptions=True)
         if self.resume_from is not None:
             state = await self.learner.load(self.resume_from)
+            for note in state.get("notes", ()):
+                self.observer.note(note)
             self.buffer.resume(state)
             self.kl_selection.restore(state)
+            self.milestones.health.restore(state)
         policy = await self.channel.publish()
         await self.channel.prove()
         self.buffer.version = policy.manifest.version
         self.observer.advance()
         return True
 
-    async def _train_all(self) -> list[Evaluation]:
+    async def _train_all(self) -> None:
         """Run the three loops and the watchdog; the first failure of any of them ends the run."""
         self._watchdog.moved()
-        train = self._spawn(self._train_loop())
+        train = self._background.spawn(self._train_loop())
         watch = self._watchdog.watch(self._where)
         for loop in (self._rollout_loop(), self._score_loop(), watch, self._wake_on_stop()):
-            self._spawn(loop)
+            self._background.spawn(loop)
         try:
             while not train.done():
-                if self._failure is not None:
-                    raise self._failure
-                await self._moved.wait()
-            return train.result()
+                if self._background.failure is not None:
+                    raise self._background.failure
+                await self._background.moved()
+            train.result()
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._background.cancel()
 
     async def _rollout_loop(self) -> None:
         """Produces: groups in flight. Waits for: a free slot. Unblocked by: publish and drops.
         Bounded by: (max_policy_age + 1) * num_groups slots."""
         while True:
             while self.buffer.may_dispatch(self.config.num_steps) and not self.stop.is_set():
-                self._spawn(self._roll_out_group(self.buffer.dispatch()))
-            await self._moved.wait()
+                self._background.spawn(self._roll_out_group(self.buffer.dispatch()))
+            await self._background.moved()
 
     async def _roll_out_group(self, number: int) -> None:
         config = self.config.rollout
@@ -207,7 +221,7 @@ class Controller:
         work_s = sum(rollout.generate_s + rollout.decode_s for rollout in made)
         first = made[0]
         detail = {"group": number, "version": first.policy_version.step}
-        self._span("rollout", first.actor, max(0.0, self._now() - work_s), **detail)
+        self._timeline.span("rollout", first.actor, max(0.0, self._timeline.now() - work_s), **detail)
         return made
 
     async def _score_loop(self) -> None:
@@ -215,10 +229,10 @@ class Controller:
         Bounded by: the same slots, since a group keeps its slot while it is scored."""
         while True:
             number, prompt, rollouts = await self._unscored.get()
-            self._spawn(self._score_group(number, prompt, rollouts))
+            self._background.spawn(self._score_group(number, prompt, rollouts))
 
     async def _score_group(self, number: int, prompt: str, rollouts: list[Rollout]) -> None:
-        began = self._now()
+        began = self._timeline.now()
         try:
             scores = await self.rewards.score(rollouts)
         except DataFailure as failure:
@@ -227,41 +241,50 @@ class Controller:
         except PayloadsLost as failure:
             self._redo([number], failure)
             return
-        self._span("score", "reward servers", began, group=number)
+        self._timeline.span("score", "reward servers", began, group=number)
         latents_only = tuple(replace(rollout, views=()) for rollout in rollouts)
         self.buffer.ready(RolloutGroup(rollouts[0].group_id, number, prompt, latents_only, tuple(scores)))
         self._consecutive_drops = 0
         self._progress()
 
-    async def _train_loop(self) -> list[Evaluation]:
+    async def _train_loop(self) -> None:
         """Produces: policy versions. Waits for: num_groups ready groups. Unblocked by: the score loop.
         Bounded by: num_steps. Ends early, after a save, when `stop` is set."""
-        evaluations: list[Evaluation] = []
         self.observer.phase("train", self.config.num_steps)
         self.observer.advance(self.buffer.version.step)
+        if self.resume_from is not None:
+            await self._make_up_for_evaluations()
         while True:
-            began = self._now()
+            began = self._timeline.now()
             groups = await self._next_groups()
             if groups is None:
                 break
             if await self._train_step(groups, began=began):
-                evaluations += await self._between_steps(self.buffer.version.step)
+                await self._between_steps()
+            if self.milestones.health.stopped_by is not None:
+                self.stop.set()
         await self._save()
-        return evaluations
+        await self.milestones.finish_evaluation()
 
-    async def _between_steps(self, step: int) -> list[Evaluation]:
+    async def _between_steps(self) -> None:
         """Checkpoint and evaluation in the middle of a run; the last step has its own."""
+        step = self.buffer.version.step
         if step == self.config.num_steps or self.stop.is_set():
-            return []
-        if step % self.config.checkpoint.every_steps == 0:
+            return
+        if self.milestones.wants_evaluation(step):
+            assert self.channel.newest is not None
+            await self.milestones.begin_evaluation(self.channel.newest)
+        if self.milestones.wants_save(step):
             await self._save()
-        every = self.config.evaluation.every_steps
-        if not every or step % every:
-            return []
-        evaluations = await self._evaluate(f"step-{step}")
-        self.observer.phase("train", self.config.num_steps)
-        self.observer.advance(step)
-        return evaluations
+
+    async def _make_up_for_evaluations(self) -> None:
+        """Begin the evaluation of the checkpoint's policy if it was under way when the run ended."""
+        step, milestones = self.buffer.version.step, self.milestones
+        if missed := milestones.missed(step):
+            self.observer.note(f"evaluations of steps {missed} were not finished; their policies are gone")
+        if milestones.wants_evaluation(step) and not milestones.is_evaluated(step):
+            assert self.channel.newest is not None
+            await milestones.begin_evaluation(self.channel.newest)
 
     async def _next_groups(self) -> list[RolloutGroup] | None:
         """The groups of the next step, or None when there is none or the run was asked to stop."""
@@ -269,22 +292,22 @@ class Controller:
             groups = self.buffer.cut()
             if groups is not None:
                 return groups
-            await self._moved.wait()
+            await self._background.moved()
         return None
 
     async def _train_step(self, groups: list[RolloutGroup], *, began: float) -> bool:
         """One step on `groups`, published; False if some of them have to be rolled out again first."""
         made = step_batch(groups, self.config, self.kl_selection, self.buffer.version.step)
-        train_start = self._now()
+        train_start = self._timeline.now()
         result = await self._trained(made.batch, groups)
         if result is None:
             return False
-        self._span("train", "learner", train_start, step=result.version.step)
-        publish_start = self._now()
+        self._timeline.span("train", "learner", train_start, step=result.version.step)
+        publish_start = self._timeline.now()
         await self.channel.publish()
         if result.version.step == 1:  # the first version whose adapters are not zero
             await self.channel.prove()
-        self._span("publish", "learner", publish_start, step=result.version.step)
+        self._timeline.span("publish", "learner", publish_start, step=result.version.step)
         ages = [self.buffer.age(r.policy_version) for group in groups for r in group.rollouts]
         self.buffer.trained(groups, result.version)
         metrics = step_metrics(groups, made.totals, ages, result) | made.metrics
@@ -292,10 +315,10 @@ class Controller:
             "groups/dropped": float(self.buffer.num_dropped),
             "groups/redone": float(self.buffer.redone.total()),
             "seconds/wait": train_start - began,
-            "seconds/publish": self._now() - publish_start,
-            "rollouts_per_s": made.batch.num_samples / (self._now() - began),
+            "seconds/publish": self._timeline.now() - publish_start,
+            "rollouts_per_s": made.batch.num_samples / (self._timeline.now() - began),
         }
-        self.observer.step(metrics)
+        self.observer.step(metrics | self.milestones.health.after_step(metrics))
         self.observer.advance()
         self._progress()
         return True
@@ -315,26 +338,9 @@ class Controller:
         self._progress()
         return result
 
-    async def _evaluate(self, phase: str) -> list[Evaluation]:
-        """One evaluation; none if the run was asked to stop before it was done."""
-        start = self._now()
-        evaluation = await unless_stopped(
-            self.evaluator.evaluate(phase, self.buffer.version, on_progress=self._progress), self.stop
-        )
-        if evaluation is None:
-            return []
-        self._span("eval", "rollout actors", start, phase=phase)
-        self.observer.evaluated(evaluation)
-        self._progress()
-        return [evaluation]
-
     async def _save(self) -> None:
-        start = self._now()
-        step = self.buffer.version.step
-        state = self.buffer.state() | self.kl_selection.state()
-        await self.learner.save(self.checkpoints / f"checkpoint-{step}", state)
-        self._span("save", "learner", start, step=step)
-        self._progress()
+        state = self.buffer.state() | self.kl_selection.state() | self.milestones.health.state()
+        await self.milestones.save(self.buffer.version.step, state)
 
     def _where(self) -> str:
         """The stage and the oldest item, for who looks into a run that stands still."""
@@ -358,37 +364,13 @@ class Controller:
                 raise InfraFailure(f"group {number} was lost {MAX_REDOS + 1} times: {failure}") from failure
             log.warning("group %d is rolled out again: %s", number, failure)
             self.buffer.lost(number)
-            self._spawn(self._roll_out_group(number))
+            self._background.spawn(self._roll_out_group(number))
         self._progress()
-
-    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_ended)
-        return task
-
-    def _task_ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None and self._failure is None:
-            self._failure = task.exception()
-        self._wake()
 
     async def _wake_on_stop(self) -> None:
         await self.stop.wait()
-        self._wake()
+        self._background.wake()
 
     def _progress(self) -> None:
         self._watchdog.moved()
-        self._wake()
-
-    def _wake(self) -> None:
-        """Let everyone who waits look again. Checking a condition and then awaiting `_moved.wait()`
-        loses no wake-up, because nothing else runs between the two."""
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
-
-    def _now(self) -> float:
-        return time.monotonic() - self._start
-
-    def _span(self, stage: Stage, who: str, start_s: float, **detail: Any) -> None:
-        self.observer.span(Span(stage, who, start_s, self._now(), detail))
+        self._background.wake()

@@ -1,4 +1,7 @@
-"""Held-out prompts sampled with fixed seeds, so that two policies can be compared video by video."""
+"""Held-out prompts sampled with fixed seeds, so that two policies can be compared video by video.
+
+An evaluation is of one published policy, whatever else the rollout actors sample with in the meantime.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from astrolabe_ray.batching import slices
@@ -13,7 +17,7 @@ from astrolabe_ray.config.plan import eval_prompts_in_flight
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.config.train_window import evaluation_frames
 from astrolabe_ray.data.group_sampler import rollout_seed
-from astrolabe_ray.errors import PayloadsLost
+from astrolabe_ray.errors import PayloadsLost, WeightMismatch
 from astrolabe_ray.roles import Gallery, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.step_metrics import total_reward
 from astrolabe_ray.types import (
@@ -22,6 +26,7 @@ from astrolabe_ray.types import (
     Evaluation,
     FrameSpec,
     PolicyVersion,
+    PublishedPolicy,
     Rollout,
     RolloutRequest,
 )
@@ -33,8 +38,17 @@ MAX_REDOS = 5
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class PromptResult:
+    """Of the videos of one prompt."""
+
+    records: list[EvalRecord]
+    diversity: float
+    looks: dict[str, float]
+
+
 class Evaluator:
-    """Evaluates whatever policy the rollout pool holds on the same prompts and seeds every time.
+    """Evaluates published policies on the same prompts and seeds every time.
 
     Bounded by `eval_prompts_in_flight`: enough for all actors, and not all held-out videos in the object
     store at once.
@@ -58,18 +72,29 @@ class Evaluator:
         await self.gallery.start()
 
     async def evaluate(
-        self, phase: str, version: PolicyVersion, *, on_progress: Callable[[], None] = lambda: None
+        self,
+        phase: str,
+        policy: PublishedPolicy,
+        *,
+        on_progress: Callable[[], None] = lambda: None,
+        is_beside_training: bool = False,
     ) -> Evaluation:
         """All prompts, a group each. The first video of the first prompts is kept to be shown.
 
-        `on_progress` is called for each finished request and each finished prompt.
+        `on_progress` is called for each finished request and each finished prompt. Beside training it is
+        the steps whose progress people see. Raises WeightMismatch for a video of any other policy.
         """
-        self.observer.phase(f"evaluate {phase}", len(self.prompts))
+        if not is_beside_training:
+            self.observer.phase(f"evaluate {phase}", len(self.prompts))
         room = asyncio.Semaphore(eval_prompts_in_flight(self.config))
 
-        async def prompt(number: int) -> tuple[list[EvalRecord], float]:
+        async def prompt(number: int) -> PromptResult:
             async with room:
-                return await self._prompt(number, phase, on_progress)
+                result = await self._prompt(number, phase, policy, on_progress)
+            if not is_beside_training:
+                self.observer.advance()
+            on_progress()
+            return result
 
         tasks = [asyncio.ensure_future(prompt(number)) for number in range(len(self.prompts))]
         try:
@@ -77,8 +102,13 @@ class Evaluator:
         finally:  # after a failure the others would go on
             for task in tasks:
                 task.cancel()
-        records = tuple(record for group, _ in results for record in group)
-        return Evaluation(phase, version, records, fmean(diversity for _, diversity in results))
+        return Evaluation(
+            phase,
+            policy.manifest.version,
+            tuple(record for result in results for record in result.records),
+            fmean(result.diversity for result in results),
+            {name: fmean(result.looks[name] for result in results) for name in results[0].looks},
+        )
 
     def is_comparable(self, evaluation: Evaluation) -> bool:
         """Whether an evaluation of an earlier part of the run is of the same prompts, seeds and reward."""
@@ -96,25 +126,21 @@ class Evaluator:
         )
 
     async def _prompt(
-        self, number: int, phase: str, on_progress: Callable[[], None]
-    ) -> tuple[list[EvalRecord], float]:
-        """Records of one prompt and the diversity of its videos; made again when frames are lost."""
+        self, number: int, phase: str, policy: PublishedPolicy, on_progress: Callable[[], None]
+    ) -> PromptResult:
+        """Records of one prompt and what its videos are like; made again when frames are lost."""
         for redo in range(MAX_REDOS + 1):
             try:
-                result = await self._try_prompt(number, phase, on_progress)
+                return await self._try_prompt(number, phase, policy, on_progress)
             except PayloadsLost as failure:
                 if redo == MAX_REDOS:
                     raise
                 log.warning("held-out prompt %d is rolled out again: %s", number, failure)
-                continue
-            self.observer.advance()
-            on_progress()
-            return result
         raise AssertionError("the last try returns or raises")
 
     async def _try_prompt(
-        self, number: int, phase: str, on_progress: Callable[[], None]
-    ) -> tuple[list[EvalRecord], float]:
+        self, number: int, phase: str, policy: PublishedPolicy, on_progress: Callable[[], None]
+    ) -> PromptResult:
         settings = self.config.evaluation
         views = self.rewards.views
         if FULL_VIDEO not in views:
@@ -132,14 +158,17 @@ class Evaluator:
         ]
 
         async def generate(request: RolloutRequest) -> list[Rollout]:
-            made = await self.rollouts.generate(request)
+            made = await self.rollouts.generate(request, pinned=policy)
+            _require_version(made, policy.manifest.version)
             on_progress()
             return made
 
         made = await asyncio.gather(*map(generate, requests))
         rollouts = [rollout for part in made for rollout in part]
         videos = [rollout.views[views.index(FULL_VIDEO)] for rollout in rollouts]
-        scores, diversity = await asyncio.gather(self.rewards.score(rollouts), self.gallery.diversity(videos))
+        scores, diversity, looks = await asyncio.gather(
+            self.rewards.score(rollouts), self.gallery.diversity(videos), self.gallery.looks(videos)
+        )
         shown = await self._shown_video(rollouts[0], videos[0], phase) if self._is_shown(number) else None
         weights = {reward.key: reward.weight for reward in self.config.rewards}
         records = [
@@ -153,7 +182,7 @@ class Evaluator:
             )
             for rollout, score in zip(rollouts, scores, strict=True)
         ]
-        return records, diversity
+        return PromptResult(records, diversity, looks)
 
     def _is_shown(self, number: int) -> bool:
         return number < self.config.evaluation.num_shown_videos
@@ -162,3 +191,12 @@ class Evaluator:
         """Encoded at once: the actor that made the video may be gone when the run ends."""
         comment = f"{rollout.prompt} | seed {rollout.seed} | policy {rollout.policy_version} | {phase}"
         return await self.gallery.encode(video, fps=self.config.model.fps, comment=comment)
+
+
+def _require_version(made: Sequence[Rollout], wanted: PolicyVersion) -> None:
+    others = {rollout.policy_version for rollout in made} - {wanted}
+    if others:
+        raise WeightMismatch(
+            f"policy {wanted} is evaluated, but a held-out video was made by {min(others)}. The rollout pool "
+            "must sample a request with the policy that is pinned to it."
+        )

@@ -45,8 +45,8 @@ class KlSelection:
         return {"kl_share": self._share.share, "kl_recent": list(self._share.recent)}
 
     def restore(self, state: ControllerState) -> None:
-        """Inverse of `state`."""
-        if self._main is not None:
+        """Inverse of `state`; a checkpoint of the first release has none, and the share begins anew."""
+        if self._main is not None and "kl_share" in state:
             self._share = KlShare(state["kl_share"], tuple(state["kl_recent"]))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from astrolabe_ray.types import (
+    Alarm,
     Blob,
     ControllerState,
     Evaluation,
@@ -36,9 +37,12 @@ class RolloutPool(Protocol):
 
     async def start(self) -> None: ...
 
-    async def generate(self, request: RolloutRequest) -> list[Rollout]:
+    async def generate(
+        self, request: RolloutRequest, *, pinned: PublishedPolicy | None = None
+    ) -> list[Rollout]:
         """Run `request` on a free actor that holds the newest policy; retries what infra broke.
 
+        `pinned`: sample with exactly this policy instead, and let requests for the newest go first.
         Raises InfraFailure when retries are used up and DataFailure for a bad input.
         """
         ...
@@ -126,6 +130,10 @@ class Gallery(Protocol):
         """`video` uint8 [F, 3, H, W] as an mp4 file."""
         ...
 
+    async def looks(self, videos: Sequence[Blob]) -> dict[str, float]:
+        """Means over the videos of one prompt: motion, brightness, saturation."""
+        ...
+
     async def diversity(self, videos: Sequence[Blob]) -> float:
         """Mean RMS distance between the videos of one prompt, frames in [0, 1]."""
         ...
@@ -143,5 +151,11 @@ class RunObserver(Protocol):
     def step(self, metrics: Mapping[str, float]) -> None: ...
 
     def evaluated(self, evaluation: Evaluation) -> None: ...
+
+    def alarmed(self, alarm: Alarm) -> None: ...
+
+    def note(self, text: str) -> None:
+        """A line that people should see."""
+        ...
 
     def span(self, span: Span) -> None: ...

@@ -31,6 +31,7 @@ class RolloutBuffer:
     drops: Counter[str] = field(default_factory=Counter)  # by cause
     redone: Counter[int] = field(default_factory=Counter)  # number -> times that its payloads were lost
     ages_trained: Counter[int] = field(default_factory=Counter)  # policy age -> rollouts
+    num_rollouts_before: int = 0  # trained on before this run was resumed
     _in_flight: set[int] = field(default_factory=set)
     _ready: dict[int, RolloutGroup] = field(default_factory=dict)
     _in_training: dict[int, RolloutGroup] = field(default_factory=dict)
@@ -58,12 +59,23 @@ class RolloutBuffer:
             "next_number": first_open,
             "finished": sorted(self._finished),
             "num_dropped": self.num_dropped,
+            "drops": dict(self.drops),
+            "redone": {str(number): times for number, times in self.redone.items()},
+            "ages_trained": {str(age): rollouts for age, rollouts in self.ages_trained.items()},
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was saved. Checkpoints of the first version knew no finished numbers."""
+        """Go on where `state` was saved. Checkpoints of earlier versions knew no finished numbers, and no
+        causes, losses and ages; of the first release only the step is known."""
+        if "first_release_step" in state:
+            self.next_number = state["first_release_step"] * self.num_groups
+            return
         self.next_number, self.num_dropped = state["next_number"], state["num_dropped"]
         self._finished = set(state.get("finished", ()))
+        self.drops = Counter(state.get("drops", {}))
+        self.redone = Counter({int(number): times for number, times in state.get("redone", {}).items()})
+        self.ages_trained = Counter({int(age): n for age, n in state.get("ages_trained", {}).items()})
+        self.num_rollouts_before = self.ages_trained.total()
         self._skip_finished()
 
     def may_dispatch(self, last_step: int) -> bool:

@@ -17,7 +17,7 @@ from astrolabe_ray.data.prompts import load_heldout, load_prompts
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.report.run_dir import RunDir
 from astrolabe_ray.roles import Gallery, Learner, RewardPool, RolloutPool, RunObserver
-from astrolabe_ray.types import Evaluation
+from astrolabe_ray.types import ControllerState, Evaluation
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,12 @@ async def run_training(
     stop: asyncio.Event,
     resume_from: Path | None = None,
     earlier: Sequence[Evaluation] = (),
+    notes: ControllerState | None = None,
 ) -> RunOutcome:
     """Train and evaluate; `observer` records it all. The roles are stopped in any case.
 
     `earlier`: evaluations before `resume_from`. Those of other prompts, seeds or rewards are left out.
+    `notes`: what every checkpoint says besides counters.
     """
     evaluator = Evaluator(
         config,
@@ -66,6 +68,7 @@ async def run_training(
         stop=stop,
         resume_from=resume_from,
         earlier=[evaluation for evaluation in earlier if evaluator.is_comparable(evaluation)],
+        notes=notes,
     )
     try:
         return await controller.run()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from astrolabe_ray.algorithms.advantages import group_advantages
 from astrolabe_ray.batching import make_train_batch
 from astrolabe_ray.config.schema import RunConfig
+from astrolabe_ray.health.step_guards import pull
 from astrolabe_ray.kl_selection import KlSelection
 from astrolabe_ray.step_metrics import training_rewards
 from astrolabe_ray.types import RolloutGroup, TrainBatch
@@ -31,6 +32,7 @@ def step_batch(
     rewards = training_rewards(scores, weights, algorithm.reward_scale)
     advantages, advantage_stats = group_advantages(rewards, std=algorithm.advantage_std)
     kl_weights, kl_stats = kl_selection.weights(groups)
+    health = {"health/pull": pull(advantages, adv_clip_max=algorithm.adv_clip_max)}
     batch = make_train_batch(
         groups,
         advantages,
@@ -40,4 +42,4 @@ def step_batch(
         num_ranks=config.learner.num_ranks,
         micro_batch_size=config.learner.micro_batch_size,
     )
-    return StepBatch(batch, training_rewards(scores, weights, "raw"), advantage_stats | kl_stats)
+    return StepBatch(batch, training_rewards(scores, weights, "raw"), advantage_stats | kl_stats | health)

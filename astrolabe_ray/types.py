@@ -219,3 +219,19 @@ class Evaluation:
     version: PolicyVersion
     records: tuple[EvalRecord, ...]
     diversity: float  # mean over prompts of Gallery.diversity
+    looks: dict[str, float] = field(default_factory=dict)  # mean over prompts of Gallery.looks
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A sign that training does nothing, runs away or games its rewards.
+
+    Example: `Alarm("zero_groups", 12, 0.75, 0.5, "share of groups with equal rewards; ...")`.
+    """
+
+    guard: str  # as config.health.stop_on names it
+    step: int
+    value: float
+    limit: float
+    text: str  # what the value is, and what to do
+    stops: bool = False  # it ends the run

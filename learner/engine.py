@@ -64,6 +64,15 @@ class Engine:
         if not last:
             self._engine.step()  # moves on to the next microbatch; updates nothing
 
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor's gradient over all ranks, not clipped; between the last `backward` and `step`."""
+        from deepspeed.utils import safe_get_full_grad
+
+        for name, param in self._tensors["default"].items():
+            gradient = param.grad if self.stage == 0 else safe_get_full_grad(param)
+            if gradient is not None:
+                yield name, gradient
+
     def step(self) -> float | None:
         """Clip and update. Returns the gradient norm before clipping, or None if it was not finite
         and nothing was changed."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from astrolabe_ray.algorithms.ema import ema_decay, ema_update_
 from astrolabe_ray.algorithms.flow_matching import warped_timesteps
 from astrolabe_ray.algorithms.old_policy import mixed, old_policy_decay
+from astrolabe_ray.checkpoint_folders import is_of_first_release, what_is_wrong, written_atomically
 from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig, RunConfig
 from astrolabe_ray.errors import AstrolabeError, ConfigError, WeightMismatch
 from astrolabe_ray.models.files import anywhere
@@ -31,14 +32,16 @@ from astrolabe_ray.roles import BlobStore
 from astrolabe_ray.types import ControllerState, PolicyVersion, StepResult, TrainSample, WeightManifest
 from astrolabe_ray.weights.pack import pack
 from astrolabe_ray.weights.probe import probe_output
-from learner import checkpoint, process_group
+from learner import process_group
 from learner.adapter_ring import AdapterRing
 from learner.engine import Engine
 from learner.nft_step import SampleLosses, Samples, draw, nft_step, predictor, sample_seed
 from learner.payloads import Payloads, latents, read_all
 from learner.policies import with_policies
 from learner.reference import Reference, moves
+from learner.seed_checkpoint import read_seed_state
 from learner.state_files import LearnerState, read_state, write_state
+from learner.vitals import adapter_norms, gradient_norms, unmoved
 
 MAX_SKIPS_IN_A_ROW = 3
 PROBE_SEED = 0
@@ -55,7 +58,6 @@ class LearnerSpec:
     algorithm: AlgorithmConfig
     learner: LearnerConfig
     max_policy_age: int
-    keep_last: int
     seed: int
 
     @classmethod
@@ -73,7 +75,6 @@ class LearnerSpec:
             config.algorithm,
             config.learner,
             config.rollout.max_policy_age,
-            config.checkpoint.keep_last,
             config.seed,
         )
 
@@ -125,7 +126,7 @@ class LearnerWorker:
         rule = ContextRule(m.chunk_frames, m.window_frames, m.sink_frames, m.rope)
         self._predict = predictor(self._engine, rule, m.context_timestep)
         self._ring = AdapterRing(spec.max_policy_age + 1)
-        default = self._engine.read("default")
+        default = self._default = self._engine.read("default")  # as of the newest version
         self._ring.push(self.version, default)
         self._old_is_default = True
         self._ema = default.clone()
@@ -145,17 +146,22 @@ class LearnerWorker:
         self._payloads = read_all(self._blobs, [sample for samples in micro_batches for sample in samples])
         sums = self._accumulate(micro_batches, seed, num_samples)
         self._payloads = {}
+        norms = gradient_norms(self._engine)
         grad_norm = self._engine.step()
         sums = process_group.sum_over_ranks(sums)
         names = ("loss", "policy_loss", "kl_loss", "old_deviation")
         metrics = {name: value / num_samples for name, value in zip(names, sums, strict=True)}
         self._judge(grad_norm, metrics["loss"])
-        decay, reference_metrics = self._move_on(moved=grad_norm is not None, kl=metrics["kl_loss"])
-        metrics |= reference_metrics | {
-            "grad_norm": math.nan if grad_norm is None else grad_norm,
-            "skipped_steps": float(self._num_skipped),
-            "old_policy_decay": decay,
-        }
+        decay, other_metrics = self._move_on(moved=grad_norm is not None, kl=metrics["kl_loss"])
+        metrics |= (
+            norms
+            | other_metrics
+            | {
+                "grad_norm": math.nan if grad_norm is None else grad_norm,
+                "skipped_steps": float(self._num_skipped),
+                "old_policy_decay": decay,
+            }
+        )
         return StepResult(self.version, metrics, time.perf_counter() - start)
 
     def pack(self, adapter: Literal["old", "ema"]) -> tuple[WeightManifest, np.ndarray]:
@@ -185,7 +191,7 @@ class LearnerWorker:
             return probe_output(self._engine.model, self._architecture, seed)
 
     def save(self, directory: Path, controller: ControllerState) -> None:
-        """Rank 0 writes a checkpoint atomically and prunes old ones; the others take part in gathering."""
+        """Rank 0 writes a checkpoint atomically; the others take part in gathering."""
         moments, num_updates = self._engine.optimizer_state()
         state = LearnerState(
             version=self.version,
@@ -195,26 +201,24 @@ class LearnerWorker:
             old_is_default=self._old_is_default,
             moments=moments,
             num_updates=num_updates,
+            num_skipped=self._num_skipped,
+            skips_in_a_row=self._skips_in_a_row,
             probe=probe_output(self._engine.model, self._architecture, PROBE_SEED),
             reference_probe=self._reference_probe(),
             reference=self._reference.saved(),
             controller=dict(controller),
         )
         if self.rank == 0:
-            with checkpoint.written_atomically(directory) as folder:
+            with written_atomically(directory) as folder:
                 write_state(state, folder, named=self._engine.named, lora=self.spec.lora)
-            checkpoint.prune(directory.parent, self.spec.keep_last)
 
     def load(self, directory: Path, incarnation: int) -> ControllerState:
         """Continue from a checkpoint as incarnation `incarnation` or the saved one's next, if higher.
 
-        Any number of ranks and any ZeRO stage. Raises ConfigError when it is damaged or was made with
-        another LoRA rank, base model or reference policy.
+        Any number of ranks and any ZeRO stage; also a checkpoint of the first Astrolabe release. Raises
+        ConfigError when it is damaged or was made with another LoRA rank, base model or reference policy.
         """
-        problem = checkpoint.what_is_wrong(directory)
-        if problem is not None:
-            raise ConfigError(f"checkpoint {directory} can't be used: {problem}.")
-        state = read_state(directory, flat=self._engine.flat)
+        state = self._read(directory)
         self._engine.write("default", state.default)
         self._engine.load_optimizer_state(state.moments, state.num_updates)
         self._reference.restore(state.reference, directory)
@@ -222,11 +226,25 @@ class LearnerWorker:
         life = max(incarnation, state.version.incarnation + 1)
         self.version = replace(state.version, incarnation=life)
         self._ring.replace((PolicyVersion(life, step), flat) for step, flat in state.ring[-self._ring.size :])
-        self._ema = state.ema
+        self._ema, self._default = state.ema, state.default
         self._old_is_default = state.old_is_default
+        self._num_skipped, self._skips_in_a_row = state.num_skipped, state.skips_in_a_row
         self._published.clear()
         self._last_flat = self._in_old_slot = None
         return state.controller
+
+    def _read(self, directory: Path) -> LearnerState:
+        engine = self._engine
+        if is_of_first_release(directory):
+            fresh, _ = engine.optimizer_state()
+            begun_with = self._reference.begun_with
+            return read_seed_state(
+                directory, self.spec.lora, flat=engine.flat, fresh=fresh, reference=begun_with
+            )
+        problem = what_is_wrong(directory)
+        if problem is not None:
+            raise ConfigError(f"checkpoint {directory} can't be used: {problem}.")
+        return read_state(directory, flat=engine.flat)
 
     def _check(self, micro_batches: Sequence[Sequence[TrainSample]], step: int) -> None:
         """Refuse what can't be trained on before any gradient is there."""
@@ -308,7 +326,7 @@ class LearnerWorker:
     def _move_on(self, *, moved: bool, kl: float) -> tuple[float, dict[str, float]]:
         """Next version: mix the behaviour policy and the EMA, move the reference if it is time.
 
-        Returns the old policy's decay and the reference's metrics.
+        Returns the old policy's decay, the reference's metrics and the signs of life of the update.
         """
         step = self.version.step
         self.version = replace(self.version, step=step + 1)
@@ -318,7 +336,10 @@ class LearnerWorker:
         self._old_is_default = decay == 0
         if moved:
             ema_update_(self._ema, default, decay=ema_decay(step, maximum=self.spec.algorithm.ema_decay))
-        return decay, self._reference.after_step(kl, default)
+        vitals = adapter_norms({"default": default, "old": self._ring.newest, "ema": self._ema})
+        vitals["health/unmoved"] = unmoved(self._default, default)
+        self._default = default
+        return decay, vitals | self._reference.after_step(kl, default)
 
     def _load_old(self, flat: Tensor) -> None:
         if self._in_old_slot is not flat:
@@ -332,6 +353,8 @@ class LearnerWorker:
     def _check_base(self, directory: Path, state: LearnerState) -> None:
         """`default` holds the checkpoint's weights. Raises ConfigError for another base or initial LoRA."""
         actual = probe_output(self._engine.model, self._architecture, PROBE_SEED)
+        if state.probe is None or state.reference_probe is None:
+            return
         if not _agree(actual, state.probe):
             raise ConfigError(
                 f"checkpoint {directory} was made with another base model than {self.spec.model.path}: the "

@@ -66,6 +66,10 @@ class Reference:
         """What a checkpoint keeps of it; None for a reference that stays."""
         return (self._engine.read("reference"), self._state) if self._moves else None
 
+    def begun_with(self, default: Tensor) -> tuple[Tensor, LaggingReference] | None:
+        """What `saved` would be right after training began with `default`."""
+        return (default, LaggingReference(self._algorithm.reference_max_kl)) if self._moves else None
+
     def restore(self, saved: tuple[Tensor, LaggingReference] | None, directory: Path) -> None:
         """Inverse of `saved`. Raises ConfigError if the run of the checkpoint had another kind."""
         if (saved is not None) != self._moves:

@@ -31,8 +31,10 @@ class LearnerState:
     old_is_default: bool  # the newest behaviour policy has bitwise the weights of `default`
     moments: dict[str, Tensor]  # of Adam
     num_updates: int  # that Adam has made; less than the step if some were skipped
-    probe: list[float]  # output of `default`, which tells another base model
-    reference_probe: list[float]  # output of the reference policy, which tells another initial LoRA
+    num_skipped: int  # updates left out because a gradient was not finite
+    skips_in_a_row: int
+    probe: list[float] | None  # output of `default`, which tells another base model; None: not known
+    reference_probe: list[float] | None  # output of the reference policy, which tells another initial LoRA
     reference: tuple[Tensor, LaggingReference] | None  # of a reference that moves
     controller: ControllerState
 
@@ -58,6 +60,8 @@ def write_state(state: LearnerState, folder: Path, *, named: Named, lora: LoraCo
         "newest_step": state.ring[-1][0],
         "old_is_default": state.old_is_default,
         "num_updates": state.num_updates,
+        "num_skipped": state.num_skipped,
+        "skips_in_a_row": state.skips_in_a_row,
         "probe": state.probe,
         "reference_probe": state.reference_probe,
         "reference": None if state.reference is None else asdict(state.reference[1]),
@@ -84,6 +88,8 @@ def read_state(folder: Path, *, flat: Callable[[Mapping[str, Tensor]], Tensor]) 
             old_is_default=facts["old_is_default"],
             moments=load_file(folder / "learner" / "optimizer.safetensors"),
             num_updates=facts["num_updates"],
+            num_skipped=facts.get("num_skipped", 0),  # checkpoints of the first version did not tell
+            skips_in_a_row=facts.get("skips_in_a_row", 0),
             probe=facts["probe"],
             reference_probe=facts["reference_probe"],
             reference=None if lagging is None else (adapter("reference"), LaggingReference(**lagging)),

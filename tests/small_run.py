@@ -16,7 +16,7 @@ from astrolabe_ray.metrics.recorder import MetricsSink, RunRecorder
 from astrolabe_ray.report.run_dir import RunDir, write_json
 from astrolabe_ray.report.summary import summarise
 from astrolabe_ray.report.video import encode_mp4
-from astrolabe_ray.types import EvalRecord, Evaluation, PolicyVersion, Span
+from astrolabe_ray.types import Alarm, EvalRecord, Evaluation, PolicyVersion, Span
 
 HOSTILE = 'a "quoted" circle & </h3></script><img src=http://localhost:1/x onerror=alert(1)> <b>é红</b>'
 PROMPTS = (HOSTILE, "a small red circle moving left")
@@ -55,6 +55,9 @@ MIDDLE = evaluation("step-2", 2, (0.2, 0.3, 0.3, 0.5))
 AFTER = evaluation("after", 4, (0.2, 0.4, 0.2, 0.6))
 
 
+ALARM = Alarm("zero_groups", 2, 0.75, 0.5, "share of groups with equal rewards; look at <b>the scorers</b>")
+
+
 def step_row(step: int) -> dict[str, float]:
     """What a step reports, as far as the page looks at it; the update of step 3 was left out."""
     return {
@@ -90,6 +93,7 @@ def write_run(folder: Path, *, finished: bool = True, sinks: Sequence[MetricsSin
         recorder.step(step_row(step))
         if step == 2:
             recorder.evaluated(MIDDLE)
+            recorder.alarmed(ALARM)
     if finished:
         recorder.evaluated(AFTER)
         write_json(run_dir.summary, summarise(outcome()))
@@ -108,4 +112,5 @@ def outcome() -> RunOutcome:
         stopped_early=False,
         sampling=["sdpa attention in float32 on cpu"],
         seconds={"setup": 3.0, "train": 8.0},
+        alarms=[ALARM],
     )

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from astrolabe_ray.cli.checkpoint_flags import add_checkpoints
 from astrolabe_ray.cli.generate_flags import add_generate
 from astrolabe_ray.cli.usage import OneLineErrors
 from astrolabe_ray.cli.wiring import Wiring
@@ -82,6 +83,7 @@ def make_app(wiring: Wiring) -> typer.Typer:
     _add_pretrain(app)
     _add_rewards(app, wiring)
     _add_report(app)
+    add_checkpoints(app)
     _add_configs(app)
     _add_models(app)
     return app

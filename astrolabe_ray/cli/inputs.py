@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from astrolabe_ray.checkpoint_folders import is_of_first_release, latest_valid, step_of, what_is_wrong
 from astrolabe_ray.config.schema import CheckpointConfig, LoggingConfig, RewardConfig, RunConfig
 from astrolabe_ray.data.prompts import load_heldout, load_prompts
 from astrolabe_ray.errors import ConfigError
@@ -68,8 +69,6 @@ def check_log_dir(logging: LoggingConfig) -> None:
 def find_checkpoint(
     checkpoint: CheckpointConfig,
     earlier_runs: Collection[Path],
-    problem: Callable[[Path], str | None],
-    latest: Callable[[Path], Path | None],
 ) -> Path | None:
     """The checkpoint that `checkpoint.resume` asks for, or None for a fresh start.
 
@@ -80,9 +79,12 @@ def find_checkpoint(
     if checkpoint.resume == "never":
         return None
     if checkpoint.resume == "auto":
-        return _newest(earlier_runs, latest)
+        return _newest(earlier_runs)
     folder = Path(checkpoint.resume)
-    what = problem(folder) if folder.is_dir() else "there is no such folder"
+    if is_of_first_release(folder):
+        step_of(folder)
+        return folder
+    what = what_is_wrong(folder) if folder.is_dir() else "there is no such folder"
     if what is not None:
         raise ConfigError(
             f"checkpoint.resume {folder} can't be used: {what}. Name a folder like "
@@ -91,11 +93,11 @@ def find_checkpoint(
     return folder
 
 
-def _newest(earlier_runs: Collection[Path], latest: Callable[[Path], Path | None]) -> Path | None:
+def _newest(earlier_runs: Collection[Path]) -> Path | None:
     damaged: list[str] = []
     for run in earlier_runs:
         try:
-            found = latest(run)
+            found = latest_valid(run)
         except ConfigError as error:
             damaged.append(str(error))
             continue

@@ -8,6 +8,7 @@ from typing import get_args
 
 import typer
 
+from astrolabe_ray.cli.sizes import bytes_in, size
 from astrolabe_ray.config.base_models import BASE_MODELS, PublishedModel
 from astrolabe_ray.config.reward_files import REWARD_DIR, REWARD_MODELS, RewardModel
 from astrolabe_ray.config.scorer_cards import BY_NAME
@@ -16,8 +17,6 @@ from astrolabe_ray.models.files import BUILTIN, files_of
 from astrolabe_ray.models.hub import fetch
 from astrolabe_ray.models.reward_downloads import fetch_reward
 from astrolabe_ray.models.reward_files import file_problems
-
-UNITS = ("B", "kB", "MB", "GB")
 
 
 def list_models() -> None:
@@ -42,7 +41,7 @@ def _list_reward(name: str, reward: RewardModel) -> None:
     typer.echo(f"{name}  for rewards: {reward.summary}; licence: {BY_NAME[name].licence}")
     paths = [path for source in reward.sources for path in source.paths]
     for path in paths:
-        typer.echo(f"  there   {path}  {_size(_bytes(path))}" if path.exists() else f"  absent  {path}")
+        typer.echo(f"  there   {path}  {size(bytes_in(path))}" if path.exists() else f"  absent  {path}")
     if not all(path.exists() for path in paths):
         typer.echo(f"  fetch   python launch.py models download {name}")
 
@@ -59,7 +58,7 @@ def check_model(name: str) -> None:
     wrong = []
     for part, path, look in inspect(files):
         try:
-            typer.echo(f"{part:>12}  {path}  {_size(_bytes(path))}: {look()}")
+            typer.echo(f"{part:>12}  {path}  {size(bytes_in(path))}: {look()}")
         except ConfigError as error:
             wrong.append(str(error))
     if wrong:
@@ -123,17 +122,4 @@ def _own_paths(model: PublishedModel) -> list[Path]:
 
 
 def _state(path: Path) -> str:
-    return f"there   {path}  {_size(_bytes(path))}" if path.exists() else f"absent  {path}"
-
-
-def _bytes(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def _size(num_bytes: float) -> str:
-    for unit in UNITS[:-1]:
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} {UNITS[-1]}"
+    return f"there   {path}  {size(bytes_in(path))}" if path.exists() else f"absent  {path}"

@@ -17,7 +17,7 @@ from astrolabe_ray.errors import AstrolabeError
 from astrolabe_ray.metrics.console import RunConsole
 from astrolabe_ray.metrics.recorder import MetricsSink, RunRecorder
 from astrolabe_ray.metrics.wandb_sink import WandbSink
-from astrolabe_ray.report.continued import Earlier, take_over
+from astrolabe_ray.report.continued import WANDB_ID, Earlier, take_over
 from astrolabe_ray.report.environment import environment
 from astrolabe_ray.report.page import build_report
 from astrolabe_ray.report.run_dir import RunDir, write_bytes, write_json
@@ -27,6 +27,7 @@ from astrolabe_ray.runtime.cluster import connect
 from astrolabe_ray.runtime.jobs import job_notes, stop_on_signals
 from astrolabe_ray.runtime.preflight import cluster_room, require_one_checkout, require_room
 from astrolabe_ray.runtime.ray_metrics import RayMetrics
+from astrolabe_ray.types import ControllerState
 
 
 def run_on_ray(config: RunConfig, plan: Plan, wiring: Wiring, resume_from: Path | None) -> RunDir:
@@ -70,7 +71,8 @@ async def _record(config: RunConfig, wiring: Wiring, run_dir: RunDir, resume_fro
             write_json(run_dir.environment, environment())
             earlier = take_over(resume_from, run_dir) if resume_from is not None else Earlier()
             roles = wiring.make_roles(config)
-            recorder = RunRecorder(run_dir, console, _sinks(config, run_dir, earlier))
+            sinks, notes = _sinks(config, run_dir, earlier)
+            recorder = RunRecorder(run_dir, console, sinks, earlier.evaluations)
             try:
                 outcome = await run_training(
                     config,
@@ -80,11 +82,14 @@ async def _record(config: RunConfig, wiring: Wiring, run_dir: RunDir, resume_fro
                     stop,
                     resume_from=resume_from,
                     earlier=earlier.evaluations,
+                    notes=notes,
                 )
             finally:
                 recorder.close()
         write_json(run_dir.summary, summarise(outcome))
-        if outcome.stopped_early:
+        if outcome.stopped_by is not None:
+            typer.echo(f"Ended by health.stop_on: {outcome.stopped_by}. The last checkpoint is saved.")
+        elif outcome.stopped_early:
             typer.echo("Stopped as asked. To go on: the same command with --config.checkpoint.resume=auto")
     except AstrolabeError:
         write_bytes(run_dir.failure, traceback.format_exc().encode())
@@ -94,11 +99,12 @@ async def _record(config: RunConfig, wiring: Wiring, run_dir: RunDir, resume_fro
         typer.echo(f"Report: {build_report(run_dir)}")
 
 
-def _sinks(config: RunConfig, run_dir: RunDir, earlier: Earlier) -> list[MetricsSink]:
+def _sinks(config: RunConfig, run_dir: RunDir, earlier: Earlier) -> tuple[list[MetricsSink], ControllerState]:
+    """Who else is told the numbers of a run, and what its checkpoints say of them."""
     sinks: list[MetricsSink] = [RayMetrics(run_dir.path.name)]
-    if config.logging.wandb != "disabled":
-        settings = config.model_dump(mode="json")
-        wandb = WandbSink(config.logging, run_dir.path, settings, run_id=earlier.wandb_id)
-        write_bytes(run_dir.wandb_id, wandb.run_id.encode())
-        sinks.append(wandb)
-    return sinks
+    if config.logging.wandb == "disabled":
+        return sinks, {}
+    settings = config.model_dump(mode="json")
+    wandb = WandbSink(config.logging, run_dir.path, settings, run_id=earlier.wandb_id)
+    write_bytes(run_dir.wandb_id, wandb.run_id.encode())
+    return [*sinks, wandb], {WANDB_ID: wandb.run_id}

@@ -29,8 +29,6 @@ def train(spec: str, overrides: Sequence[str], *, small: bool, dry_run: bool, wi
         resume_from = find_checkpoint(
             config.checkpoint,
             earlier_checkpoints(config),
-            wiring.checkpoint_problem,
-            wiring.latest_checkpoint,
         )
     except ConfigError as error:
         missing.append(str(error))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astrolabe_ray.config.schema import ModelConfig, RewardConfig, RunConfig
@@ -31,10 +30,6 @@ class Wiring:
 
     reward_problems: Callable[[RewardConfig], Sequence[tuple[str, str]]]
     """Why a reward can't be scored here (no scorer, file, package): the option to blame or "", and a line."""
-    checkpoint_problem: Callable[[Path], str | None]
-    """Why a checkpoint folder can't be used, or None."""
-    latest_checkpoint: Callable[[Path], Path | None]
-    """Newest valid checkpoint in a folder of them."""
 
     plan_scenes: Callable[[str, ModelConfig, int | None], VideoPlan]
     """Plan of a prompt's scenes, in a video of so many chunks or of the length that they have."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from typing import Any, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -83,6 +83,8 @@ def parse_value(text: str, annotation: Any) -> Any:
     word = text.strip().lower()
     if word in ("none", "null") and accepts_none(annotation):
         return None
+    if get_origin(annotation) is tuple and get_origin(get_args(annotation)[0]) is Literal:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
     if accepts_text(annotation):
         return text
     if word in _WORDS:

@@ -201,8 +201,54 @@ class EvaluationConfig(Section):
 class CheckpointConfig(Section):
     every_steps: int = Field(default=30, gt=0)
     keep_last: int = Field(default=3, gt=0)
+    keep_best: bool = True
+    """Also save every policy that is evaluated in the middle of a run, and keep the one of the best held-out
+    reward besides the last ones."""
     resume: str = "never"
     """`never`, `auto` (newest valid checkpoint of a run with this name) or a checkpoint folder."""
+
+
+Look = Literal["motion", "brightness", "saturation"]
+Guard = Literal[
+    "pull",
+    "zero_groups",
+    "unmoved",
+    "dead_modules",
+    "gradient_growth",
+    "norm_growth",
+    "untrained_reward",
+    "motion",
+    "brightness",
+    "saturation",
+    "diversity",
+]
+
+
+class HealthConfig(Section):
+    """Alarms for training that does nothing, runs away or games its rewards; a limit of none: no alarm."""
+
+    patience_steps: int = Field(default=5, gt=0)
+    """Steps in a row that pull, zero_groups, unmoved and dead_modules must last; the others sound at once."""
+    min_pull: float | None = Field(default=0.01, ge=0)
+    """Mean share of its largest weight at which a sample pulls the policy."""
+    max_zero_groups: float | None = Field(default=0.5, ge=0)
+    """Share of groups whose rewards are all equal."""
+    max_unmoved: float | None = Field(default=0.5, ge=0)
+    """Share of the adapter's numbers that a step leaves bitwise as they were."""
+    min_module_gradient: float | None = Field(default=1e-6, ge=0)
+    """Gradient norm of a kind of layer over that of the whole adapter; dead_modules."""
+    max_gradient_growth: float | None = Field(default=20.0, gt=0)
+    """Gradient norm over its median of the last 20 steps."""
+    max_norm_growth: float | None = Field(default=3.0, gt=0)
+    """Norm of the trained, the behaviour or the EMA adapter over its first one."""
+    max_untrained_drop: float | None = Field(default=3.0, gt=0)
+    """Standard errors that a held-out reward of weight 0 may fall by; untrained_reward."""
+    max_look_change: float | None = Field(default=0.5, gt=0)
+    """Relative change of the held-out videos' motion, brightness and saturation since the first one."""
+    max_diversity_drop: float | None = Field(default=0.5, gt=0)
+    """Relative loss of diversity among the held-out videos of a prompt since the first evaluation."""
+    stop_on: tuple[Guard, ...] = ()
+    """Guards whose alarm ends the run after its step and a save; the others only warn."""
 
 
 class LoggingConfig(Section):
@@ -242,5 +288,6 @@ class RunConfig(Section):
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    health: HealthConfig = HealthConfig()
     logging: LoggingConfig = LoggingConfig()
     cluster: ClusterConfig = ClusterConfig()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from astrolabe_ray.types import Evaluation
+from astrolabe_ray.types import Alarm, Evaluation
 
 COLUMNS = (
     ("step", "step", "{:.0f}"),
@@ -85,12 +85,22 @@ class RunConsole:
             "".join(f"{cell:>{WIDTH + 1}}" for cell in cells), highlight=False, soft_wrap=True
         )
 
-    def evaluated(self, evaluation: Evaluation) -> None:
+    def evaluated(self, evaluation: Evaluation, compared: Mapping[str, float] | None = None) -> None:
+        """`compared`: its total against that of the first evaluation."""
         mean = sum(record.total for record in evaluation.records) / len(evaluation.records)
         self.say(
             f"held-out reward {evaluation.phase}: {mean:.4f} over {len(evaluation.records)} videos, "
             f"diversity {evaluation.diversity:.4f}"
         )
+        if compared is not None:
+            difference, width = compared["paired_diff_mean"], compared["paired_diff_ci95"]
+            better = f"{100 * compared['win_rate']:.0f} % of the videos better"
+            self.say(f"against the first: {difference:+.4f} +- {width:.4f} (95 %), {better}")
+
+    def alarmed(self, alarm: Alarm) -> None:
+        ends = " The run ends." if alarm.stops else ""
+        found = f"{alarm.value:.4g}, limit {alarm.limit:g}"
+        self.say(f"ALARM {alarm.guard} at step {alarm.step}: {found}: {alarm.text}.{ends}")
 
     def say(self, text: str) -> None:
         """A line with the time since the start."""

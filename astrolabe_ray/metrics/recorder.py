@@ -12,11 +12,16 @@ from typing import Protocol
 from astrolabe_ray.metrics.console import RunConsole
 from astrolabe_ray.report.run_dir import RunDir, append_line
 from astrolabe_ray.report.shown_videos import write_shown_videos
-from astrolabe_ray.types import Evaluation, Span
+from astrolabe_ray.report.statistics import compare, is_paired
+from astrolabe_ray.types import Alarm, Evaluation, Span
 
 
 class MetricsSink(Protocol):
-    """Takes the numbers of each step, and the numbers and videos of each evaluation. Steps never go back."""
+    """Takes the numbers of each step, and the numbers and videos of each evaluation.
+
+    Steps never go back: an evaluation beside training arrives at the step that training is at by then, and
+    says in `heldout/step` whose it is.
+    """
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
@@ -30,8 +35,17 @@ class MetricsSink(Protocol):
 class RunRecorder:
     """Fulfils `roles.RunObserver`: files and videos of the run's folder, console, sinks."""
 
-    def __init__(self, run_dir: RunDir, console: RunConsole, sinks: Sequence[MetricsSink]) -> None:
+    def __init__(
+        self,
+        run_dir: RunDir,
+        console: RunConsole,
+        sinks: Sequence[MetricsSink],
+        earlier: Sequence[Evaluation] = (),
+    ) -> None:
+        """`earlier`: evaluations before this part of the run."""
+        self._first = next((e for e in earlier if e.phase == "before"), None)
         self._run_dir, self._console, self._sinks = run_dir, console, tuple(sinks)
+        self._newest_step = 0
 
     def phase(self, name: str, total: int) -> None:
         self._console.phase(name, total)
@@ -41,6 +55,7 @@ class RunRecorder:
 
     def step(self, metrics: Mapping[str, float]) -> None:
         append_line(self._run_dir.metrics, {"time": time.time(), **metrics})
+        self._newest_step = int(metrics["step"])
         self._console.step(metrics)
         for sink in self._sinks:
             sink.log(metrics, int(metrics["step"]))
@@ -56,15 +71,29 @@ class RunRecorder:
                 "phase": evaluation.phase,
                 "step": evaluation.version.step,
                 "diversity": evaluation.diversity,
+                "looks": evaluation.looks,
                 "records": records,
             },
         )
-        videos, step = write_shown_videos(self._run_dir, evaluation), evaluation.version.step
+        if evaluation.phase == "before":
+            self._first = evaluation
+        compared: dict[str, dict[str, float]] = {}
+        if self._first is not None and evaluation is not self._first and is_paired(self._first, evaluation):
+            compared = compare(self._first, evaluation)
+        videos = write_shown_videos(self._run_dir, evaluation)
+        step = self._newest_step = max(self._newest_step, evaluation.version.step)
         for sink in self._sinks:
-            sink.log(heldout_metrics(evaluation), step)
+            sink.log(heldout_metrics(evaluation) | gains(compared), step)
             if videos:
                 sink.log_videos(videos, step)
-        self._console.evaluated(evaluation)
+        self._console.evaluated(evaluation, compared.get("total"))
+
+    def alarmed(self, alarm: Alarm) -> None:
+        append_line(self._run_dir.alarms, asdict(alarm))
+        self._console.alarmed(alarm)
+
+    def note(self, text: str) -> None:
+        self._console.say(text)
 
     def span(self, span: Span) -> None:
         append_line(self._run_dir.timeline, asdict(span))
@@ -74,10 +103,23 @@ class RunRecorder:
             sink.close()
 
 
+def gains(compared: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Of each reward against the first evaluation: difference, its 95 % interval, share of better videos."""
+    metrics = {}
+    for key, values in compared.items():
+        metrics[f"heldout_gain/{key}"] = values["paired_diff_mean"]
+        metrics[f"heldout_gain_ci95/{key}"] = values["paired_diff_ci95"]
+        metrics[f"heldout_win_rate/{key}"] = values["win_rate"]
+    return metrics
+
+
 def heldout_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """Mean of the total and of each reward over the held-out videos, and their diversity."""
+    """Mean of the total and of each reward over the held-out videos, their diversity, and whose they are."""
     records = evaluation.records
-    metrics = {"heldout/total": fmean(record.total for record in records)}
+    metrics = {"heldout/step": float(evaluation.version.step)}
+    metrics |= {"heldout/total": fmean(record.total for record in records)}
     for key in records[0].scores:
         metrics[f"heldout/{key}"] = fmean(record.scores[key] for record in records)
-    return metrics | {"heldout/diversity": evaluation.diversity}
+    return metrics | {
+        f"heldout/{n}": v for n, v in (("diversity", evaluation.diversity), *evaluation.looks.items())
+    }

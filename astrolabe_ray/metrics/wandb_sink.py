@@ -40,6 +40,8 @@ class WandbSink:
             id=run_id,
             resume="allow" if run_id else None,
         )
+        for name in ("heldout/*", "heldout_gain/*", "heldout_gain_ci95/*", "heldout_win_rate/*"):
+            self._run.define_metric(name, step_metric="heldout/step")
         self.run_id: str = self._run.id
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from astrolabe_ray.checkpoint_folders import is_of_first_release, step_of
 from astrolabe_ray.report.run_dir import (
     Json,
     RunDir,
@@ -16,6 +17,9 @@ from astrolabe_ray.report.run_dir import (
 )
 from astrolabe_ray.types import EvalRecord, Evaluation, PolicyVersion
 
+WANDB_ID = "wandb_id"
+"""What a checkpoint calls the W&B run among its notes."""
+
 
 @dataclass(frozen=True)
 class Earlier:
@@ -26,31 +30,39 @@ class Earlier:
 
 
 def take_over(checkpoint: Path, run_dir: RunDir) -> Earlier:
-    """Copy metrics, evaluations and shown videos up to `checkpoint` into `run_dir`, and note whose they are.
+    """Copy metrics, evaluations, alarms and videos up to `checkpoint` into `run_dir`; note whose they are.
 
     The last evaluation of a run that ended is left out: it was of the EMA weights, and this run has its own.
-    A checkpoint that lies outside of a run's folder gives Earlier().
+    Of a checkpoint that lies outside of a run's folder only the W&B run is known.
     """
-    old, step = RunDir(checkpoint.resolve().parent.parent), read_json(checkpoint / "state.json")["step"]
+    state = {} if is_of_first_release(checkpoint) else read_json(checkpoint / "state.json")
+    old, step = RunDir(checkpoint.resolve().parent.parent), state.get("step", step_of(checkpoint))
+    wandb_id = state.get("controller", {}).get(WANDB_ID)
     write_json(run_dir.origin, {"run": str(old.path), "checkpoint": str(checkpoint), "step": step})
     if not old.evaluations.exists():
-        return Earlier()
+        return Earlier(wandb_id=wandb_id)
     for row in read_lines(old.metrics):
         if row["step"] <= step:
             append_line(run_dir.metrics, row)
+    for alarm in read_lines(old.alarms):
+        if alarm["step"] <= step:
+            append_line(run_dir.alarms, alarm)
     evaluations = [line for line in read_lines(old.evaluations) if line["phase"] != "after"]
     lines = [line for line in evaluations if line["step"] <= step]
     for line in lines:
         append_line(run_dir.evaluations, line)
     _copy_videos(old, run_dir, {line["phase"] for line in lines})
-    wandb_id = old.wandb_id.read_text().strip() if old.wandb_id.exists() else None
+    if wandb_id is None and old.wandb_id.exists():  # checkpoints of earlier versions did not tell
+        wandb_id = old.wandb_id.read_text().strip()
     return Earlier(tuple(map(_evaluation, lines)), wandb_id)
 
 
 def _evaluation(line: Json) -> Evaluation:
     """Inverse of what `RunRecorder.evaluated` writes; videos are in files."""
     records = tuple(EvalRecord(**record) for record in line["records"])
-    return Evaluation(line["phase"], PolicyVersion(step=line["step"]), records, line["diversity"])
+    return Evaluation(
+        line["phase"], PolicyVersion(step=line["step"]), records, line["diversity"], line.get("looks", {})
+    )
 
 
 def _copy_videos(old: RunDir, run_dir: RunDir, phases: set[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from astrolabe_ray.report.looks import looks
 from astrolabe_ray.report.statistics import diversity
 from astrolabe_ray.report.video import encode_mp4
 from astrolabe_ray.roles import BlobStore
@@ -24,6 +25,9 @@ class GalleryWorker:
 
     def diversity(self, videos: Sequence[Blob]) -> float:
         return diversity([self._array(video) for video in videos])
+
+    def looks(self, videos: Sequence[Blob]) -> dict[str, float]:
+        return looks([self._array(video) for video in videos])
 
     def _array(self, video: Blob) -> np.ndarray:
         array = self._store.get(video)
@@ -44,3 +48,6 @@ class LocalGallery:
 
     async def diversity(self, videos: Sequence[Blob]) -> float:
         return self._worker.diversity(videos)
+
+    async def looks(self, videos: Sequence[Blob]) -> dict[str, float]:
+        return self._worker.looks(videos)

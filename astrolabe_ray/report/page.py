@@ -28,7 +28,8 @@ def build_report(run_dir: RunDir) -> Path:
         _header(run_dir, config),
         _result(summary),
         _section("Before and after", video_pairs(run_dir), VIDEO_NOTE),
-        _section("Held-out rewards", _results(summary), RESULT_NOTE),
+        _section("Held-out rewards", _results(summary) + _progress(summary), RESULT_NOTE),
+        _section("Alarms", _alarms(run_dir), ALARM_NOTE),
         _section("Rewards over training", reward_charts(steps, evaluations), REWARD_NOTE),
         _section("Optimization", training_charts(steps, summary), AGE_NOTE),
         _section("Timeline of the roles", _timeline(run_dir, summary), TIMELINE_NOTE),
@@ -49,8 +50,9 @@ def build_report(run_dir: RunDir) -> Path:
 VIDEO_NOTE = "Same prompt, same noise seed, other policy. The two videos of a pair play in step."
 RESULT_NOTE = (
     "Means over the same prompts and noise seeds before and after. The difference is paired by video; "
-    "SE is the standard error of its mean, with the videos of one prompt as one cluster; a video that did "
-    "not change counts half as better."
+    "SE is the standard error of its mean, with the videos of one prompt as one cluster, 95 % half the width "
+    "of its confidence interval; a video that did not change counts half as better. Below, every evaluation "
+    "against the first."
 )
 REWARD_NOTE = (
     "Training: mean over the rollouts of a step. Held-out: prompts that are never trained on, with fixed "
@@ -58,6 +60,9 @@ REWARD_NOTE = (
     "independent, on held-out prompts with the videos of a prompt as one cluster. Held-out points in the "
     "middle are of the policy that samples; the last is of the EMA weights, which are what is saved. At the "
     "first point both are the same."
+)
+ALARM_NOTE = (
+    "Signs that training did nothing, ran away or gamed its rewards; the limits are those of config.health."
 )
 TIMELINE_NOTE = "Rollouts, scores and training overlap as far as the largest policy age allows."
 AGE_NOTE = "Policy age: steps between the policy that made a rollout and the policy that was trained on it."
@@ -127,12 +132,38 @@ def _results(summary: Json) -> str:
             *(f"{value[name]:.4f}" for name in ("reward_before", "reward_after")),
             f"{value['paired_diff_mean']:+.4f}",
             f"{value['paired_diff_se']:.4f}",
+            f"± {value['paired_diff_ci95']:.4f}",
             f"{100 * value['win_rate']:.0f} %",
             str(value["num_videos"]),
         ]
         for key, value in summary.get("heldout", {}).items()
     ]
-    return _table(["reward", "before", "after", "difference", "SE", "better", "videos"], rows)
+    return _table(["reward", "before", "after", "difference", "SE", "95 %", "better", "videos"], rows)
+
+
+def _alarms(run_dir: RunDir) -> str:
+    rows = [
+        [str(alarm["step"]), alarm["guard"], _cell(alarm["value"]), _cell(alarm["limit"]), alarm["text"]]
+        for alarm in read_lines(run_dir.alarms)
+    ]
+    head = ["step", "guard", "value", "limit", "what it means"]
+    return _table(head, rows) if rows else '<p class="nothing">None.</p>'
+
+
+def _progress(summary: Json) -> str:
+    """The total of every evaluation against the first."""
+    rows = [
+        [
+            evaluation["phase"],
+            f"{total['reward_after']:.4f}",
+            f"{total['paired_diff_mean']:+.4f}",
+            f"± {total['paired_diff_ci95']:.4f}",
+            f"{100 * total['win_rate']:.0f} %",
+        ]
+        for evaluation in summary.get("evaluations", [])
+        if (total := evaluation["heldout"]["total"])
+    ]
+    return _table(["evaluation", "held-out reward", "difference", "95 %", "better"], rows) if rows else ""
 
 
 def _timeline(run_dir: RunDir, summary: Json) -> str:

@@ -58,6 +58,11 @@ class RunDir:
         return self.path / "evaluations.jsonl"
 
     @property
+    def alarms(self) -> Path:
+        """One JSON object per alarm of a guard."""
+        return self.path / "alarms.jsonl"
+
+    @property
     def timeline(self) -> Path:
         """One JSON object per span of work."""
         return self.path / "timeline.jsonl"

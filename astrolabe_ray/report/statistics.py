@@ -11,6 +11,7 @@ from statistics import fmean
 
 import numpy as np
 
+from astrolabe_ray.report.student import t_quantile
 from astrolabe_ray.types import Evaluation
 
 
@@ -22,6 +23,7 @@ class Paired:
     reward_after: float
     paired_diff_mean: float
     paired_diff_se: float  # standard error of the mean difference, clustered by prompt
+    paired_diff_ci95: float  # half the width of its 95 % confidence interval
     win_rate: float  # share of videos that got better; a tie counts half
     num_videos: int
 
@@ -51,10 +53,23 @@ def paired(before: Sequence[float], after: Sequence[float], prompts: Sequence[st
         reward_before=fmean(before),
         reward_after=fmean(after),
         paired_diff_mean=fmean(differences),
-        paired_diff_se=clustered_se(differences, prompts),
+        paired_diff_se=(error := clustered_se(differences, prompts)),
+        paired_diff_ci95=error * t_quantile(0.975, _freedom(prompts)),
         win_rate=fmean((d > 0) + 0.5 * (d == 0) for d in differences),
         num_videos=len(differences),
     )
+
+
+def _freedom(clusters: Sequence[Hashable]) -> int:
+    """Degrees of freedom of `clustered_se`: one less than there are clusters, or values of a single one."""
+    num_clusters = len(set(clusters))
+    return (num_clusters if num_clusters > 1 else len(clusters)) - 1
+
+
+def is_paired(before: Evaluation, after: Evaluation) -> bool:
+    """Whether both are of the same prompts, seeds and rewards, two videos or more."""
+    first, second = ([(r.prompt, r.seed, *r.scores) for r in e.records] for e in (before, after))
+    return first == second and len(first) > 1
 
 
 def compare(before: Evaluation, after: Evaluation) -> dict[str, dict[str, float]]:

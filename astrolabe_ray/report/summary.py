@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from astrolabe_ray.controller import RunOutcome
@@ -13,14 +14,23 @@ def summarise(outcome: RunOutcome) -> dict[str, Any]:
     """Content of `summary.json`.
 
     `heldout` maps the total and each reward to reward_before, reward_after, paired_diff_mean,
-    paired_diff_se, win_rate and num_videos; it is empty when the run ended before its last evaluation.
+    paired_diff_se, paired_diff_ci95, win_rate and num_videos; it is empty when the run ended before its last
+    evaluation. `evaluations` says the same of every evaluation, each compared with the first.
     """
     by_phase = {evaluation.phase: evaluation for evaluation in outcome.evaluations}
     before, after = by_phase.get("before"), by_phase.get("after")
     return {
         "heldout": compare(before, after) if before is not None and after is not None else {},
+        "evaluations": [
+            {"phase": later.phase, "step": later.version.step, "heldout": compare(before, later)}
+            for later in outcome.evaluations
+            if before is not None and later is not before
+        ],
         "diversity": {phase: evaluation.diversity for phase, evaluation in by_phase.items()},
+        "looks": {phase: evaluation.looks for phase, evaluation in by_phase.items()},
+        "alarms": [asdict(alarm) for alarm in outcome.alarms],
         "stopped_early": outcome.stopped_early,
+        "stopped_by": outcome.stopped_by,
         "sampling": outcome.sampling,
         "num_rollouts": outcome.num_rollouts,
         "rollouts_per_s": outcome.num_rollouts / max(outcome.train_wall_s, 1e-9),

@@ -35,6 +35,9 @@ class RayGallery:
     async def diversity(self, videos: Sequence[Blob]) -> float:
         return await _answer(self._worker.diversity.remote(list(videos)), "comparing videos")
 
+    async def looks(self, videos: Sequence[Blob]) -> dict[str, float]:
+        return await _answer(self._worker.looks.remote(list(videos)), "looking at videos")
+
 
 async def _answer(reference: Any, doing: str) -> Any:
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from actors.local_pool import LocalRolloutPool
+from astrolabe_ray.checkpoint_folders import what_is_wrong
 from astrolabe_ray.config.loader import load, presets_in
 from astrolabe_ray.config.overrides import apply_overrides
 from astrolabe_ray.config.schema import RunConfig
@@ -19,8 +20,7 @@ from astrolabe_ray.report.gallery import LocalGallery
 from astrolabe_ray.report.run_dir import RunDir
 from astrolabe_ray.run import Roles, run_training
 from astrolabe_ray.runtime.local_store import LocalBlobStore
-from astrolabe_ray.types import Evaluation, Span
-from learner.checkpoint import what_is_wrong
+from astrolabe_ray.types import Alarm, Evaluation, Span
 from learner.learner_worker import LearnerSpec
 from learner.local import LocalLearner
 from reward_servers.local_pool import LocalRewardPool
@@ -48,6 +48,10 @@ class Notes:
     def phase(self, name: str, total: int) -> None: ...
 
     def advance(self, count: int = 1) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def alarmed(self, alarm: Alarm) -> None: ...
 
     def step(self, metrics: Mapping[str, float]) -> None:
         self.steps.append(dict(metrics))

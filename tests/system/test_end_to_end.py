@@ -30,7 +30,7 @@ from astrolabe_ray.report.gallery import LocalGallery
 from astrolabe_ray.report.run_dir import RunDir
 from astrolabe_ray.run import Roles, run_training
 from astrolabe_ray.runtime.local_store import LocalBlobStore
-from astrolabe_ray.types import Evaluation, Span
+from astrolabe_ray.types import Alarm, Evaluation, Span
 from launch import make_roles
 from learner.learner_worker import LearnerSpec
 from learner.local import LocalLearner
@@ -51,6 +51,10 @@ class Notes:
     def phase(self, name: str, total: int) -> None: ...
 
     def advance(self, count: int = 1) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def alarmed(self, alarm: Alarm) -> None: ...
 
     def step(self, metrics: Mapping[str, float]) -> None:
         self.steps.append(dict(metrics))

@@ -52,7 +52,6 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> LearnerSpec:
             num_ranks=2, zero_stage=2, lr=1e-2, adam_eps=1e-3, max_grad_norm=5e-3, step_timeout_s=60
         ),
         max_policy_age=1,
-        keep_last=2,
         seed=3,
     )
 

@@ -175,6 +175,25 @@ async def test_two_nodes_make_the_videos_of_one_process_bit_by_bit(
     assert len(nodes) == 2
 
 
+async def test_a_pinned_request_gets_its_policy_whatever_the_newest_is(
+    pool: RayRolloutPool, oracle: LocalRolloutPool, config: RunConfig
+) -> None:
+    """An evaluation beside training would be of a mixture of policies."""
+    await at_full_strength(pool)
+    newest, pinned = policy(config, 5), policy(config, 3)
+    stored_pinned = stored(pinned)
+    await pool.set_policy(stored(newest))
+    requests = [request(number) for number in range(8)]
+    pins = [stored_pinned if number % 2 else None for number in range(8)]
+    made = await asyncio.gather(
+        *(pool.generate(asked, pinned=pin) for asked, pin in zip(requests, pins, strict=True))
+    )
+    for asked, pin, got in zip(requests, pins, made, strict=True):
+        await oracle.set_policy(pinned if pin else newest)
+        assert_bit_identical(got, await oracle.generate(asked))
+        assert {rollout.policy_version.step for rollout in got} == {3 if pin else 5}
+
+
 async def test_an_actor_killed_in_the_middle_of_a_video_costs_nothing_but_time(
     pool: RayRolloutPool, oracle: LocalRolloutPool, config: RunConfig
 ) -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from astrolabe_ray.config.keys import all_keys
 from astrolabe_ray.config.loader import load, presets_in
-from astrolabe_ray.config.overrides import describe
-from astrolabe_ray.config.schema import RunConfig
+from astrolabe_ray.config.overrides import apply_overrides, describe
+from astrolabe_ray.config.schema import RewardConfig, RunConfig
 from astrolabe_ray.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -187,3 +187,12 @@ def test_any_text_for_any_key_is_a_config_or_a_config_error(key: str, text: str)
     """Odd input must never end in a traceback."""
     with contextlib.suppress(ConfigError):
         assert isinstance(load(TINY, [f"{key}={text}"]), RunConfig)
+
+
+def test_a_list_of_words_is_typed_with_commas() -> None:
+    """`--config.health.stop_on=pull,diversity` was refused, and a word that is none of them must be."""
+    config = RunConfig(name="x", rewards=(RewardConfig(key="tiny_clip"),))
+    for text, want in (("pull,diversity", ("pull", "diversity")), ("pull", ("pull",)), ("", ())):
+        assert apply_overrides(config, [f"health.stop_on={text}"]).health.stop_on == want
+    with pytest.raises(ConfigError, match=r"health\.stop_on"):
+        apply_overrides(config, ["health.stop_on=pull,everything"])

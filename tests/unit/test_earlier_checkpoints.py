@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from astrolabe_ray.checkpoint_folders import written_atomically
 from astrolabe_ray.cli.inputs import find_checkpoint
 from astrolabe_ray.cli.train import earlier_checkpoints
 from astrolabe_ray.config.schema import CheckpointConfig, LoggingConfig, RewardConfig, RunConfig
 from astrolabe_ray.errors import ConfigError
-from learner.checkpoint import latest_valid, what_is_wrong, written_atomically
 
 
 def test_only_runs_of_the_same_name_are_continued_the_newest_first(tmp_path: Path) -> None:
@@ -34,8 +34,8 @@ def test_a_run_with_only_damaged_checkpoints_is_passed_over(
     with written_atomically(whole / "checkpoint-5") as draft:
         (draft / "state.json").write_text("{}")
     auto = CheckpointConfig(resume="auto")
-    assert find_checkpoint(auto, [empty, torn, whole], what_is_wrong, latest_valid) == whole / "checkpoint-5"
+    assert find_checkpoint(auto, [empty, torn, whole]) == whole / "checkpoint-5"
     assert "an older run is continued: no checkpoint under" in caplog.text
-    assert find_checkpoint(auto, [empty], what_is_wrong, latest_valid) is None
+    assert find_checkpoint(auto, [empty]) is None
     with pytest.raises(ConfigError, match="torn"):
-        find_checkpoint(auto, [torn, empty], what_is_wrong, latest_valid)
+        find_checkpoint(auto, [torn, empty])

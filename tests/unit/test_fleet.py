@@ -70,6 +70,37 @@ async def test_waiters_are_served_in_the_order_they_came() -> None:
     assert served == list(range(6))
 
 
+async def test_the_patient_wait_until_nobody_else_does() -> None:
+    """Held-out videos in front of the rollouts of a step would hold training up."""
+    crew = Crew(minimum=2)
+    await crew.fleet.start()
+    served: list[str] = []
+
+    async def use(name: str, is_patient: bool) -> None:
+        async with crew.fleet.borrow(is_patient=is_patient):
+            served.append(name)
+            await asyncio.sleep(0.002)
+
+    first = [asyncio.ensure_future(use(f"eval {i}", True)) for i in range(2)]
+    await asyncio.sleep(0)  # they take both members, and these come behind:
+    rest = [use("eval 2", True), *(use(f"train {i}", False) for i in range(4)), use("eval 3", True)]
+    await asyncio.gather(*first, *rest)
+    assert sorted(served[2:6]) == [f"train {i}" for i in range(4)]
+    assert sorted(served[6:]) == ["eval 2", "eval 3"]
+
+
+async def test_who_gives_up_leaves_its_turn_to_the_patient() -> None:
+    """An evaluation would wait for ever behind a request that was cancelled."""
+    crew = Crew()
+    await crew.fleet.start()
+    async with crew.fleet.borrow():
+        urgent = asyncio.ensure_future(crew.fleet._take())
+        patient = asyncio.ensure_future(crew.fleet._take(is_patient=True))
+        await asyncio.sleep(0)
+    urgent.cancel()
+    assert await asyncio.wait_for(patient, 5) == "m0"
+
+
 async def test_a_discarded_member_is_ended_once_and_replaced() -> None:
     crew = Crew()
     await crew.fleet.start()

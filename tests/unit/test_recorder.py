@@ -18,7 +18,7 @@ from astrolabe_ray.report.run_dir import RunDir, read_json, read_lines
 from astrolabe_ray.report.video import decode_mp4
 from astrolabe_ray.step_metrics import step_metrics
 from astrolabe_ray.types import PolicyVersion, Rollout, RolloutGroup, Scores, Span, StepResult
-from tests.small_run import AFTER, BEFORE, HOSTILE, step_row, write_run
+from tests.small_run import AFTER, ALARM, BEFORE, HOSTILE, MIDDLE, step_row, write_run
 
 
 class Sink:
@@ -133,6 +133,7 @@ def test_sinks_hear_everything_in_the_order_of_steps(tmp_path: Path) -> None:
     ]
     assert sink.told[0][2] == pytest.approx(
         {
+            "heldout/step": 0.0,
             "heldout/total": 1.0,
             "heldout/tiny_clip": 0.25,
             "heldout/image_quality": 0.5,
@@ -140,6 +141,29 @@ def test_sinks_hear_everything_in_the_order_of_steps(tmp_path: Path) -> None:
         }
     )
     assert sink.told[1][2] == [f"{HOSTILE} (reward 0.700)", "a small red circle moving left (reward 1.100)"]
+
+
+def test_an_alarm_is_heard_and_kept(tmp_path: Path) -> None:
+    """A line that scrolled away at night."""
+    recorder, said = new_recorder(tmp_path)
+    recorder.alarmed(ALARM)
+    assert "ALARM zero_groups at step 2: 0.75, limit 0.5: share of groups" in said.getvalue()
+    (kept,) = read_lines(tmp_path / "alarms.jsonl")
+    assert (kept["guard"], kept["step"], kept["value"]) == ("zero_groups", 2, 0.75)
+
+
+def test_an_evaluation_that_comes_late_says_whose_it_is(tmp_path: Path) -> None:
+    """W&B drops what belongs to an earlier step, and evaluations beside training always do."""
+    sink = Sink()
+    recorder, _ = new_recorder(tmp_path, sink)
+    for step in (1, 2, 3):
+        recorder.step(step_row(step))
+    recorder.evaluated(MIDDLE)
+    (kind, at, told), *_ = [entry for entry in sink.told if "heldout/step" in str(entry)]
+    assert (kind, at) == ("numbers", 3)
+    assert isinstance(told, dict) and told["heldout/step"] == 2.0
+    (line,) = read_lines(tmp_path / "evaluations.jsonl")
+    assert line["step"] == 2
 
 
 def test_every_number_has_a_declared_unit_and_meaning() -> None:

@@ -125,8 +125,10 @@ def test_the_page_says_what_was_trained(page: Page) -> None:
 def test_tables_hold_the_numbers_of_the_files(page: Page) -> None:
     """A column that slips by one; the norm of a skipped step is a dash."""
     rows = page.texts("tr")
-    assert "total1.00001.2000+0.20000.100075 %4" in rows
-    assert "image_quality0.50000.5000+0.00000.000050 %4" in rows
+    assert "total1.00001.2000+0.20000.1000± 1.270675 %4" in rows  # t of one degree of freedom is 12.706
+    assert "step-21.1500+0.1500± 0.635388 %" in rows
+    assert "image_quality0.50000.5000+0.00000.0000± 0.000050 %4" in rows
+    assert "2zero_groups0.750.5share of groups with equal rewards; look at <b>the scorers</b>" in rows
     cells = page.texts("td")
     assert "–" in cells and "nan" not in cells and "None" not in cells
 
@@ -178,7 +180,7 @@ def test_a_run_that_ended_before_its_first_step_has_a_page(tmp_path: Path) -> No
     page = Page(build_report(run_dir).read_text())
     assert "No videos were written." in page.texts("p")
     assert "config.json is missing." in page.texts("p")
-    assert len(page.texts("h2")) == 6
+    assert len(page.texts("h2")) == 7
 
 
 def test_the_command_writes_the_page_again_and_refuses_other_folders(

@@ -15,6 +15,7 @@ def test_a_paired_difference_is_the_one_computed_by_hand() -> None:
     assert (result.reward_before, result.reward_after) == (2.5, 3.5)
     assert result.paired_diff_mean == 1.0
     assert result.paired_diff_se == pytest.approx(0.9128709291752769, rel=1e-12)
+    assert result.paired_diff_ci95 == pytest.approx(3.182446 * 0.9128709291752769, rel=1e-6)  # t of 3 degrees
     assert result.win_rate == 0.625, "two of four, and half of the tie"
     assert result.num_videos == 4
 

@@ -14,8 +14,12 @@ from tests.small_run import outcome
 def test_the_last_evaluation_is_compared_with_the_first() -> None:
     """Differences of the total: 0.2, 0.4 and -0.2, 0.4, mean 0.2; they leave 0.2 and -0.2 to the two prompts.
 
-    An evaluation in between is not compared.
+    An evaluation in between is compared in its own place.
     """
+    middle, last = summarise(outcome())["evaluations"]
+    assert (middle["phase"], middle["step"]) == ("step-2", 2)
+    assert middle["heldout"]["total"]["paired_diff_mean"] == pytest.approx((0.2 + 0.2 + 0.0 + 0.2) / 4)
+    assert last["heldout"] == summarise(outcome())["heldout"]
     total = summarise(outcome())["heldout"]["total"]
     assert total["reward_before"] == pytest.approx(1.0)
     assert total["reward_after"] == pytest.approx(1.2)
@@ -33,6 +37,7 @@ def test_a_run_counts_what_it_did() -> None:
     assert summary["diversity"] == {"before": 0.25, "step-2": 0.23, "after": 0.21}
     assert summary["drops"] == {"DataFailure": 1}
     assert summary["stopped_early"] is False
+    assert [(alarm["guard"], alarm["step"]) for alarm in summary["alarms"]] == [("zero_groups", 2)]
     assert summary["sampling"] == ["sdpa attention in float32 on cpu"]
 
 

@@ -5,7 +5,7 @@ checkpoints/checkpoint-<step>/
   adapters/{default,old,ema}.safetensors, old-<step>.safetensors   what training goes on with
   adapters/reference.safetensors                                   if the reference policy moves
   learner/optimizer.safetensors
-  state.json      version and the controller's counters
+  state.json      version, counters of learner and controller, the W&B run
   manifest.json   size and sha256 of every other file
 """
 
@@ -17,8 +17,9 @@ import logging
 import os
 import re
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,19 +57,30 @@ def written_atomically(directory: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def what_is_wrong(directory: Path) -> str | None:
-    """Why a checkpoint can't be used, or None. Reads every byte."""
+def problems(directory: Path) -> Iterator[str]:
+    """A line for each damage of a checkpoint. Reads every byte."""
     try:
-        entries = json.loads((directory / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError):
-        return f"{MANIFEST} is missing or unreadable"
+        entries = dict(json.loads((directory / MANIFEST).read_text())["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        yield f"{MANIFEST} is missing or unreadable"
+        return
     for name, expected in entries.items():
         path = directory / name
         if not path.is_file():
-            return f"{name} is missing"
-        if _fingerprint(path) != expected:
-            return f"{name} is not what was written"
-    return None
+            yield f"{name} is missing"
+        elif _fingerprint(path) != expected:
+            yield f"{name} is not what was written"
+
+
+def what_is_wrong(directory: Path) -> str | None:
+    """Why a checkpoint can't be used, or None."""
+    return next(problems(directory), None)
+
+
+def is_of_first_release(directory: Path) -> bool:
+    """Whether a folder is a checkpoint of the first Astrolabe release, which wrote no manifest."""
+    is_ours = (directory / MANIFEST).exists() or (directory / "state.json").exists()
+    return not is_ours and (directory / "lora" / "adapter_model.bin").is_file()
 
 
 def latest_valid(root: Path) -> Path | None:
@@ -93,14 +105,39 @@ def latest_valid(root: Path) -> Path | None:
 
 def checkpoints(root: Path) -> list[Path]:
     """All checkpoint folders under `root`, by step."""
-    paths = [path for path in root.glob("checkpoint-*") if NAME.fullmatch(path.name)]
-    return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    return sorted((path for path in root.glob("checkpoint-*") if NAME.fullmatch(path.name)), key=step_of)
 
 
-def prune(root: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints."""
-    for path in checkpoints(root)[:-keep_last]:
-        shutil.rmtree(path)
+def step_of(checkpoint: Path) -> int:
+    """Raises ConfigError for a folder of another name."""
+    if not NAME.fullmatch(checkpoint.name):
+        raise ConfigError(f"{checkpoint} does not say its step: name the folder checkpoint-STEP")
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def best_step(checkpoints: Iterable[Path], rewards: Mapping[int, float]) -> int | None:
+    """The step of the highest held-out reward among `checkpoints`, the later one of two that are equal;
+    None if none of them was evaluated."""
+    steps = [step for path in checkpoints if (step := step_of(path)) in rewards]
+    return max(steps, key=lambda step: (rewards[step], step), default=None)
+
+
+def surplus(checkpoints: Sequence[Path], keep_last: int, keep_steps: Collection[int] = ()) -> list[Path]:
+    """What pruning may delete: all but the newest `keep_last` and those of `keep_steps`."""
+    return [path for path in checkpoints[:-keep_last] if step_of(path) not in keep_steps]
+
+
+def delete(directory: Path) -> None:
+    """Take a checkpoint away in one move first: half of one would look damaged."""
+    doomed = directory.parent / f"tmp-{directory.name}.{uuid.uuid4().hex[:8]}.deleted"
+    os.replace(directory, doomed)
+    shutil.rmtree(doomed)
+
+
+def leftovers(root: Path) -> list[Path]:
+    """Drafts of writers that were killed, untouched for an hour."""
+    latest = time.time() - 3600
+    return sorted(path for path in root.glob("tmp-checkpoint-*") if path.stat().st_mtime < latest)
 
 
 def _fingerprint(path: Path) -> dict[str, int | str]:

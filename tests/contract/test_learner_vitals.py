@@ -1,0 +1,59 @@
+"""The signs of life that a step reports, against DeepSpeed's own norm and the published weights."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from learner.learner_worker import LearnerSpec
+from tests.contract.test_learner import (
+    batch,
+    changed,
+    model_root,  # noqa: F401  a fixture
+    published,
+    running,
+    samples,
+    spec,  # noqa: F401  a fixture
+)
+
+KINDS = {*(f"{a}_attn.{name}" for a in ("self", "cross") for name in "qkvo"), "ffn.0", "ffn.2"}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+async def test_gradients_of_the_layers_add_up_to_that_of_the_whole(spec: LearnerSpec, stage: int) -> None:  # noqa: F811
+    """A partition of a rank taken for the whole, or a gradient that was clipped or cleared before."""
+    async with running(changed(spec, learner={"zero_stage": stage})) as learner:
+        for step in range(2):
+            metrics = (await learner.train(batch(step, samples(step)[:3], samples(step)[3:]))).metrics
+            norms = {n.partition("/")[2]: v for n, v in metrics.items() if n.startswith("grad_norm/")}
+            assert norms.keys() == KINDS
+            whole = math.sqrt(sum(norm**2 for norm in norms.values()))
+            assert whole == pytest.approx(metrics["grad_norm"], rel=1e-4)
+            assert min(norms.values()) > 0
+
+
+async def test_norms_are_those_of_the_policies_and_unmoved_is_what_stayed(spec: LearnerSpec) -> None:  # noqa: F811
+    """A drift of the wrong adapter, or of the one before the step, warns a step late or never."""
+    async with running(spec) as learner:
+        for step in range(3):
+            before = learner.worker._engine.read("default")
+            metrics = (await learner.train(batch(step, samples(step)))).metrics
+            after = learner.worker._engine.read("default")
+        assert metrics["adapter_norm/default"] == pytest.approx(float(after.norm()))
+        for adapter in ("old", "ema"):
+            flat = torch.cat([t.flatten() for t in (await published(learner, adapter)).values()])
+            assert metrics[f"adapter_norm/{adapter}"] == pytest.approx(float(flat.norm()))
+        assert metrics["health/unmoved"] == pytest.approx((before == after).sum().item() / len(after))
+        assert metrics["health/unmoved"] < 0.1
+
+
+async def test_weights_that_a_small_step_does_not_move_are_counted(spec: LearnerSpec) -> None:  # noqa: F811
+    """At this rate float32 loses every update of A, which is of the order of 0.1; B begins at 0."""
+    async with running(changed(spec, learner={"lr": 1e-12})) as learner:
+        for step in range(2):
+            metrics = (await learner.train(batch(step, samples(step)))).metrics
+        weights = await published(learner)
+    size = {f: sum(t.numel() for n, t in weights.items() if n.endswith(f"lora_{f}")) for f in "AB"}
+    assert metrics["health/unmoved"] == pytest.approx(size["A"] / (size["A"] + size["B"]), abs=0.05)

@@ -1,0 +1,117 @@
+"""Evaluation beside training, and which checkpoints stay; between fakes of the roles."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from astrolabe_ray.errors import WeightMismatch
+from astrolabe_ray.types import ControllerState, PublishedPolicy, Rollout, RolloutRequest, Scores
+from tests.contract.test_controller import FakeLearner, Stage, config
+
+EVALUATION = {"num_prompts": 2, "rollouts_per_prompt": 2, "num_shown_videos": 0}
+
+
+def test_training_goes_on_while_a_policy_is_evaluated() -> None:
+    """The learner stood still for every evaluation, minutes on a real model."""
+    stage = Stage(config(num_steps=6, evaluation=EVALUATION | {"every_steps": 2}))
+    generate = stage.pool.generate
+    steps_at_request: dict[str, int] = {}
+    of_training = asyncio.Event()
+
+    async def slow_evaluation(
+        request: RolloutRequest, *, pinned: PublishedPolicy | None = None
+    ) -> list[Rollout]:
+        if request.group_id.startswith("eval-step-2"):
+            await asyncio.wait_for(of_training.wait(), 10)  # training must get to step 4 without it
+            steps_at_request[request.group_id] = stage.learner.version.step
+        return await generate(request, pinned=pinned)
+
+    stage.pool.generate = slow_evaluation  # type: ignore[method-assign]
+    stage.notebook.on_step = lambda: of_training.set() if stage.learner.version.step == 4 else None
+    outcome = asyncio.run(stage.run())
+    assert set(steps_at_request.values()) == {4}
+    assert [(e.phase, e.version.step) for e in outcome.evaluations] == [
+        ("before", 0),
+        ("step-2", 2),
+        ("step-4", 4),
+        ("after", 6),
+    ]
+    samples = [[s for mb in batch.ranks[0] for s in mb] for batch in stage.learner.batches]
+    assert [{s.policy_version.step for s in batch} for batch in samples] == [{n} for n in range(6)]
+
+
+def test_a_held_out_video_of_another_policy_ends_the_run() -> None:
+    """Results would be told of a policy that did not make them."""
+    stage = Stage(config(num_steps=4, evaluation=EVALUATION | {"every_steps": 1}))
+    generate = stage.pool.generate
+
+    async def careless(request: RolloutRequest, *, pinned: PublishedPolicy | None = None) -> list[Rollout]:
+        while request.group_id.startswith("eval-step-1") and stage.learner.version.step < 2:
+            await asyncio.sleep(0.001)
+        return await generate(request)
+
+    stage.pool.generate = careless  # type: ignore[method-assign]
+    with pytest.raises(WeightMismatch, match=r"policy 0\.1 is evaluated, but .* was made by 0\.2"):
+        asyncio.run(stage.run())
+
+
+class WritingLearner(FakeLearner):
+    """Leaves folders."""
+
+    async def save(self, directory: Path, controller_state: ControllerState) -> None:
+        directory.mkdir(parents=True)
+
+
+@pytest.mark.parametrize(("keep_best", "kept"), [(True, [2, 6, 7]), (False, [6, 7])])
+def test_the_checkpoint_of_the_best_held_out_reward_stays(
+    tmp_path: Path, keep_best: bool, kept: list[int]
+) -> None:
+    """A policy that went down again could not be taken back to where it was best."""
+    settings = config(
+        num_steps=7,
+        evaluation=EVALUATION | {"every_steps": 1},
+        checkpoint={"every_steps": 1, "keep_last": 2, "keep_best": keep_best},
+    )
+    stage = Stage(settings, learner=WritingLearner(), checkpoints=tmp_path)
+    rewards = {"before": 9.0, "step-1": 1.0, "step-2": 5.0, "after": 2.0}
+
+    async def score(rollouts: Sequence[Rollout]) -> list[Scores]:
+        phase = rollouts[0].group_id.removeprefix("eval-").rpartition("-")[0]
+        return [Scores({"fun": rewards.get(phase, 0.0) + 0.1 * r.index, "calm": 1.0}) for r in rollouts]
+
+    stage.rewards.score = score  # type: ignore[method-assign]
+    asyncio.run(stage.run())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"checkpoint-{step}" for step in kept]
+
+
+@pytest.mark.parametrize(("stop_on", "steps"), [((), 12), (("zero_groups",), 3)])
+def test_a_guard_of_stop_on_ends_the_run_after_a_save(stop_on: tuple[str, ...], steps: int) -> None:
+    """A scorer that broke gives equal rewards: a night of training on nothing."""
+    health = {"patience_steps": 3, "min_pull": None, "stop_on": stop_on}
+    stage = Stage(config(num_steps=12, health=health, evaluation=EVALUATION))
+    stage.rewards.moduli = (1, 1)
+    outcome = asyncio.run(stage.run())
+    assert len(stage.learner.batches) == steps
+    assert stage.learner.saved[-1][0] == f"checkpoint-{steps}"
+    assert outcome.stopped_by == (stop_on[0] if stop_on else None)
+    assert outcome.stopped_early == bool(stop_on)
+    (alarm,) = outcome.alarms
+    assert stage.notebook.alarms == [alarm]
+    assert (alarm.guard, alarm.step, alarm.value, alarm.stops) == ("zero_groups", 3, 1.0, bool(stop_on))
+    assert [row["health/alarms"] for row in stage.notebook.rows] == [0.0, 0.0] + [1.0] * (steps - 2)
+
+
+def test_an_evaluation_that_a_resume_cut_off_is_made_up_for() -> None:
+    """The curve of held-out rewards would have a hole, or worse, another policy in its place."""
+    settings = config(num_steps=6, evaluation=EVALUATION | {"every_steps": 2})
+    whole = asyncio.run(Stage(settings).run()).evaluations
+    resumed = Stage(settings, resume_from=Path("checkpoint-4"))
+    resumed.controller.milestones.evaluations = whole[:1]
+    outcome = asyncio.run(resumed.run())
+    assert [e.phase for e in outcome.evaluations] == ["before", "step-4", "after"]
+    assert outcome.evaluations[1:] == whole[2:]
+    assert resumed.notebook.notes == ["evaluations of steps [2] were not finished; their policies are gone"]
