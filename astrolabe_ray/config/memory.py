@@ -6,33 +6,17 @@ few percent; decoding, reward servers and what passes through are estimates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from astrolabe_ray.config.base_models import BASE_MODELS, ModelSizes
 from astrolabe_ray.config.plan import PIXELS_PER_TOKEN, Plan, eval_prompts_in_flight, server_role, servers
 from astrolabe_ray.config.schema import ModelConfig, RunConfig
 from astrolabe_ray.config.scorer_cards import BY_NAME
 from astrolabe_ray.config.train_window import evaluation_frames, longest_rollout, window_frames
 from astrolabe_ray.errors import ConfigError
-from astrolabe_ray.models.wan.architecture import WAN_1_3B, WAN_14B, WanArchitecture
+from astrolabe_ray.models.wan.architecture import WanArchitecture
 
 GB = 10**9
 CUDA_BYTES = 0.7 * GB
 """What a process takes of a GPU before it holds anything."""
-
-
-@dataclass(frozen=True)
-class ModelSizes:
-    """Numbers of parameters of a base model's parts."""
-
-    transformer: WanArchitecture
-    text_encoder: int
-    vae: int
-    vae_channels: int  # of the decoder's last stage, at full resolution
-
-
-def _full_size(transformer: WanArchitecture) -> ModelSizes:
-    """With the text encoder UMT5-XXL and the VAE that all models of the Wan 2.1 family share."""
-    return ModelSizes(transformer, text_encoder=5_680_910_336, vae=126_892_531, vae_channels=96)
 
 
 DECODER_KEPT = 25
@@ -40,30 +24,24 @@ DECODER_KEPT = 25
 DECODER_PASSING = 30
 """And those that are alive at once while it decodes a latent frame, beside some of the kept ones."""
 
-MODEL_SIZES = {
-    "self_forcing": _full_size(WAN_1_3B),
-    "causal_forcing": _full_size(WAN_1_3B),
-    "causal_forcing_framewise": _full_size(WAN_1_3B),
-    "longlive": _full_size(WAN_1_3B),
-    "krea14b": _full_size(WAN_14B),
-    "tiny_sprites": ModelSizes(
-        WanArchitecture(128, 4, 4, 512, 64, 64, 16), text_encoder=84_672, vae=668_043, vae_channels=8
-    ),
-}
-"""By model.base_model."""
-
 Parts = dict[str, float]
 """Component -> bytes."""
 
 
 def sizes_of(model: ModelConfig) -> ModelSizes:
-    """Raises ConfigError for a base model that is not in the table."""
-    if model.base_model not in MODEL_SIZES:
+    """Raises ConfigError for a base model whose sizes are not in the table of base models."""
+    known = sizes_by_name()
+    if model.base_model not in known:
         raise ConfigError(
             f"the sizes of model.base_model '{model.base_model}' are not known before it is loaded; "
-            f"known are {', '.join(MODEL_SIZES)}."
+            f"known are {', '.join(known)}."
         )
-    return MODEL_SIZES[model.base_model]
+    return known[model.base_model]
+
+
+def sizes_by_name() -> dict[str, ModelSizes]:
+    """Of the base models that have sizes in `BASE_MODELS`."""
+    return {name: model.sizes for name, model in BASE_MODELS.items() if model.sizes is not None}
 
 
 def memory_by_role(config: RunConfig) -> dict[str, Parts]:

@@ -20,6 +20,7 @@ from astrolabe_ray.config.schema import (
     RunConfig,
 )
 from astrolabe_ray.config.scorer_cards import BY_KEY, scorer_name
+from astrolabe_ray.errors import ConfigError
 
 Rewards = dict[str, float]
 """Reward key -> weight."""
@@ -66,23 +67,39 @@ SCALES_1_3B = {
 """Up to 8 GPUs with 48 rollouts a GPU."""
 
 SCALES_14B = {
+    1: Scale(4, 2, 1),
+    2: Scale(8, 2, 1),
+    4: Scale(8, 4, 1),
     8: Scale(8, 8, 1),
     16: Scale(16, 16, 1),
     24: Scale(24, 24, 1),
     48: Scale(16, 48, 1),
 }
+"""Up to 8 GPUs with 8 rollouts a GPU."""
 
 
 def wan(name: str, base_model: str, rewards: Rewards, *, num_gpus: int, **changes: Any) -> RunConfig:
     """Align a 1.3B model; `changes` are those of `_full_size`."""
+    scale = _scale(name, SCALES_1_3B, num_gpus)
     split = split_gpus(num_gpus, COSTS_1_3B, tuple(rewards))
-    return _full_size(name, base_model, rewards, SCALES_1_3B[num_gpus], split, zero_stage=2, **changes)
+    return _full_size(name, base_model, rewards, scale, split, zero_stage=2, **changes)
 
 
 def krea(name: str, rewards: Rewards, *, num_gpus: int, **changes: Any) -> RunConfig:
     """Align the 14B model, whose weights are split over the learner ranks (ZeRO 3)."""
+    scale = _scale(name, SCALES_14B, num_gpus)
     split = split_gpus(num_gpus, COSTS_14B, tuple(rewards))
-    return _full_size(name, "krea14b", rewards, SCALES_14B[num_gpus], split, zero_stage=3, **changes)
+    return _full_size(name, "krea14b", rewards, scale, split, zero_stage=3, **changes)
+
+
+def _scale(name: str, scales: dict[int, Scale], num_gpus: int) -> Scale:
+    """Raises ConfigError for a number of GPUs that nobody has chosen a step for."""
+    if num_gpus not in scales:
+        raise ConfigError(
+            f"{name}: there is no scale for {num_gpus} GPUs; use one of {', '.join(map(str, scales))}, or "
+            "add a line to the scales in astrolabe_ray/config/nft_recipes.py."
+        )
+    return scales[num_gpus]
 
 
 def _full_size(
@@ -103,9 +120,9 @@ def _full_size(
 ) -> RunConfig:
     """Values of the Astrolabe release wherever they mean something here.
 
-    `num_frames` of pixels are rounded down to whole latent frames; `lora_init` starts from the LoRA that
-    the base model's publishers sample it with; with `main_reward` the KL penalty is for samples that the
-    rewards disagree on; with `window` only a part of each video is scored and trained on.
+    `num_frames` of pixels are rounded down to whole chunks of latent frames; `lora_init` starts from the
+    LoRA that the base model's publishers sample it with; with `main_reward` the KL penalty is for samples
+    that the rewards disagree on; with `window` only a part of each video is scored and trained on.
 
     The release's batch per GPU is `rollout.batch_size` here, its batches per epoch follow from
     `rollout.num_groups`, which counts distinct prompts, and its guidance, noise level, solver and timestep
@@ -119,7 +136,7 @@ def _full_size(
         seed=42,
         num_steps=100_000,
         model=model.model_config(
-            num_latent_frames=(num_frames - 1) // FRAMES_PER_LATENT_FRAME + 1,
+            num_latent_frames=_whole_chunks(num_frames, model.config.chunk_frames),
             lora_init=model.lora if lora_init else None,
         ),
         lora=LoraConfig(rank=256, alpha=256),
@@ -138,6 +155,15 @@ def _full_size(
         ),
         cluster=ClusterConfig(placement_timeout_s=600, stall_timeout_s=STALL_S),
     )
+
+
+def _whole_chunks(num_frames: int, chunk_frames: int) -> int:
+    """Latent frames of the whole chunks, one at least, that `num_frames` of pixels hold.
+
+    Example: 81 frames are 21 latent frames, of which chunks of 2 make 20.
+    """
+    latent_frames = (num_frames - 1) // FRAMES_PER_LATENT_FRAME + 1
+    return max(1, latent_frames // chunk_frames) * chunk_frames
 
 
 def _rollout(scale: Scale, split: GpuSplit) -> RolloutConfig:

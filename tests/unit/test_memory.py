@@ -16,7 +16,6 @@ from astrolabe_ray.config.loader import load
 from astrolabe_ray.config.memory import (
     DECODER_KEPT,
     GB,
-    MODEL_SIZES,
     block_bytes_per_token,
     block_linear_params,
     kv_cache_bytes,
@@ -24,6 +23,7 @@ from astrolabe_ray.config.memory import (
     lora_params,
     memory_by_role,
     rollout_actor,
+    sizes_by_name,
     train_frames,
     transformer_params,
 )
@@ -36,6 +36,7 @@ from astrolabe_ray.models.wan.kv_cache import KVCache
 from astrolabe_ray.models.wan.transformer import CausalWanModel
 
 ROOT = Path(__file__).parents[2]
+MODEL_SIZES = sizes_by_name()
 SPRITES = MODEL_SIZES["tiny_sprites"].transformer
 WEIGHTS = ROOT / "astrolabe_ray" / "data" / "sprites" / "weights"
 
@@ -232,3 +233,8 @@ def test_every_role_of_a_plan_has_its_memory() -> None:
         "reward server hpsv3",
         "reward server videoreward",
     ]
+
+
+def test_every_base_model_has_sizes() -> None:
+    """A dry run of a named model would say that its memory is unknown."""
+    assert sizes_by_name().keys() == BASE_MODELS.keys()
