@@ -279,6 +279,7 @@ class Controller:
         result = await self._trained(made.batch, groups)
         if result is None:
             return False
+        self.kl_selection.commit()
         self._span("train", "learner", train_start, step=result.version.step)
         publish_start = self._now()
         await self.channel.publish()
