@@ -65,7 +65,7 @@ def rollout_actor(config: RunConfig, sizes: ModelSizes) -> Parts:
     pixels = m.height * m.width
     parts: Parts = {
         "base weights": width * transformer_params(a),
-        "base of the merged layers": width * block_linear_params(a),
+        "base of the merged layers": 0 if config.rollout.base_on_host else width * block_linear_params(a),
         "KV cache": kv_cache_bytes(m, a, batch, max(longest_rollout(config), evaluation_frames(config))),
         "text keys and values": width * 2 * a.num_layers * a.text_len * a.dim,
         "text encoder": width * sizes.text_encoder,
@@ -73,6 +73,8 @@ def rollout_actor(config: RunConfig, sizes: ModelSizes) -> Parts:
         "activations": width * chunk_tokens * (12 * a.dim + 2 * a.ffn_dim),
         "decoding": width * batch * pixels * sizes.vae_channels * (DECODER_KEPT + DECODER_PASSING),
     }
+    if config.rollout.text_encoder_on_host:
+        _let_visit(parts, "text encoder", before=("activations", "decoding"))
     return _with_cuda(parts, config.rollout.num_gpus)
 
 
@@ -100,6 +102,8 @@ def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
     }
     if context > 0:
         parts["KV of earlier frames"] = kv_cache_bytes(config.model, a, c.micro_batch_size, context)
+    if c.text_encoder_on_host:
+        _let_visit(parts, "text encoder", before=("kept activations", "activations of a block"))
     return _with_cuda(parts, c.num_gpus)
 
 
@@ -170,6 +174,11 @@ def _tokens(model: ModelConfig) -> int:
 def _latent_values(model: ModelConfig, a: WanArchitecture) -> int:
     """Of one latent frame."""
     return a.out_channels * 4 * _tokens(model)
+
+
+def _let_visit(parts: Parts, guest: str, before: tuple[str, ...]) -> None:
+    """`guest` is there only before the parts `before` are: it adds what it is larger than they are."""
+    parts[guest] = max(0.0, parts[guest] - sum(parts[name] for name in before))
 
 
 def _with_cuda(parts: Parts, num_gpus: float) -> Parts:

@@ -47,6 +47,14 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class OnHost:
+    """What is kept in host memory, for GPUs that would be too small."""
+
+    base: bool = False  # of the layers that adapters are merged into, in a rollout actor
+    text_encoders: bool = False  # of rollout actors and learner ranks
+
+
+@dataclass(frozen=True)
 class TrainWindow:
     """The part of a long video that is trained on, and how much of one is evaluated, in latent frames."""
 
@@ -82,14 +90,18 @@ def wan(name: str, base_model: str, rewards: Rewards, *, num_gpus: int, **change
     """Align a 1.3B model; `changes` are those of `_full_size`."""
     scale = _scale(name, SCALES_1_3B, num_gpus)
     split = split_gpus(num_gpus, COSTS_1_3B, tuple(rewards))
-    return _full_size(name, base_model, rewards, scale, split, zero_stage=2, **changes)
+    on_host = OnHost(text_encoders=num_gpus == 1)
+    return _full_size(name, base_model, rewards, scale, split, on_host, zero_stage=2, **changes)
 
 
 def krea(name: str, rewards: Rewards, *, num_gpus: int, **changes: Any) -> RunConfig:
-    """Align the 14B model, whose weights are split over the learner ranks (ZeRO 3)."""
+    """Align the 14B model: its weights are split over the learner ranks (ZeRO 3), and text
+    encoders and the base of the merged layers stay off the GPUs.
+    """
     scale = _scale(name, SCALES_14B, num_gpus)
     split = split_gpus(num_gpus, COSTS_14B, tuple(rewards))
-    return _full_size(name, "krea14b", rewards, scale, split, zero_stage=3, **changes)
+    on_host = OnHost(base=True, text_encoders=True)
+    return _full_size(name, "krea14b", rewards, scale, split, on_host, zero_stage=3, **changes)
 
 
 def _scale(name: str, scales: dict[int, Scale], num_gpus: int) -> Scale:
@@ -108,6 +120,7 @@ def _full_size(
     rewards: Rewards,
     scale: Scale,
     split: GpuSplit,
+    on_host: OnHost,
     *,
     zero_stage: Literal[2, 3],
     lr: float = 1e-5,
@@ -143,10 +156,10 @@ def _full_size(
         data=DataConfig(
             train_prompts="dataset/vidprom/train.txt", heldout_prompts="dataset/vidprom/test.txt"
         ),
-        rollout=_rollout(scale, split),
+        rollout=_rollout(scale, split, on_host),
         rewards=_rewards(rewards, split),
         algorithm=_algorithm(kl_coef, main_reward, window),
-        learner=_learner(split, zero_stage, lr),
+        learner=_learner(split, on_host, zero_stage, lr),
         evaluation=EvaluationConfig(
             num_prompts=240,
             rollouts_per_prompt=2,
@@ -166,7 +179,7 @@ def _whole_chunks(num_frames: int, chunk_frames: int) -> int:
     return max(1, latent_frames // chunk_frames) * chunk_frames
 
 
-def _rollout(scale: Scale, split: GpuSplit) -> RolloutConfig:
+def _rollout(scale: Scale, split: GpuSplit, on_host: OnHost) -> RolloutConfig:
     return RolloutConfig(
         num_groups=scale.num_groups,
         group_size=scale.group_size,
@@ -176,6 +189,8 @@ def _rollout(scale: Scale, split: GpuSplit) -> RolloutConfig:
         max_policy_age=1,
         num_cpus=CPUS_PER_PROCESS,
         num_gpus=split.gpus_per_actor,
+        base_on_host=on_host.base,
+        text_encoder_on_host=on_host.text_encoders,
         request_timeout_s=LONGEST_WAIT_S,
     )
 
@@ -212,7 +227,7 @@ def _algorithm(kl_coef: float, main_reward: str | None, window: TrainWindow | No
     )
 
 
-def _learner(split: GpuSplit, zero_stage: Literal[2, 3], lr: float) -> LearnerConfig:
+def _learner(split: GpuSplit, on_host: OnHost, zero_stage: Literal[2, 3], lr: float) -> LearnerConfig:
     return LearnerConfig(
         num_ranks=split.num_ranks,
         zero_stage=zero_stage,
@@ -224,5 +239,6 @@ def _learner(split: GpuSplit, zero_stage: Literal[2, 3], lr: float) -> LearnerCo
         gradient_checkpointing=True,
         num_cpus=CPUS_PER_PROCESS,
         num_gpus=split.gpus_per_rank,
+        text_encoder_on_host=on_host.text_encoders,
         step_timeout_s=LONGEST_WAIT_S,
     )
