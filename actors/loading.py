@@ -34,8 +34,15 @@ class LoadedModels:
         return f"{model.attention_kernel} attention in {str(model.dtype).removeprefix('torch.')} on {where}"
 
 
-def load_models(m: ModelConfig, device: torch.device, home: torch.device | None = None) -> LoadedModels:
-    """The transformer on `device`; text encoder and VAE at `home`, by default there, too.
+def load_models(
+    m: ModelConfig,
+    device: torch.device,
+    home: torch.device | None = None,
+    *,
+    text_encoder_on_host: bool = False,
+) -> LoadedModels:
+    """The transformer on `device`; text encoder and VAE at `home`, by default there, too. With
+    `text_encoder_on_host` the text encoder's weights stay in host memory between prompts.
 
     Raises ConfigError when files are absent or do not fit, or the attention kernel cannot run.
     """
@@ -47,7 +54,9 @@ def load_models(m: ModelConfig, device: torch.device, home: torch.device | None 
     timesteps = warped_timesteps(m.denoising_steps, m.timestep_shift)
     return LoadedModels(
         transformer,
-        TextEncoder.load(files.text_encoder, files.tokenizer, text_len, home, dtype),
+        TextEncoder.load(
+            files.text_encoder, files.tokenizer, text_len, home, dtype, on_host=text_encoder_on_host
+        ),
         VideoVAE.load(files.vae, home, dtype),
         Sampler(transformer, rule, timesteps, m.context_timestep),
     )

@@ -38,12 +38,16 @@ class RolloutActorSpec:
     lora: LoraConfig
     device: str  # "cpu" or "cuda"
     num_threads: int | None  # of torch; None: leave this process as it is
+    base_on_host: bool = False
+    text_encoder_on_host: bool = False
 
     @classmethod
     def of(cls, config: RunConfig) -> RolloutActorSpec:
         """For a process of its own with the resources of `config.rollout`."""
         device = "cuda" if config.rollout.num_gpus > 0 else "cpu"
-        return cls(anywhere(config.model), config.lora, device, max(1, int(config.rollout.num_cpus)))
+        rollout, threads = config.rollout, max(1, int(config.rollout.num_cpus))
+        on_host = (rollout.base_on_host, rollout.text_encoder_on_host)
+        return cls(anywhere(config.model), config.lora, device, threads, *on_host)
 
 
 class RolloutActor:
@@ -63,12 +67,15 @@ class RolloutActor:
         """Load the models. Raises ConfigError when files are absent or do not fit."""
         if self.spec.num_threads is not None:
             torch.set_num_threads(self.spec.num_threads)
-        loaded = load_models(self.spec.model, torch.device(self.spec.device))
+        device, on_host = torch.device(self.spec.device), self.spec.text_encoder_on_host
+        loaded = load_models(self.spec.model, device, text_encoder_on_host=on_host)
         self._model, self._vae, self._sampler = loaded.transformer, loaded.vae, loaded.sampler
         self._sampling = loaded.description
         self._encode = lru_cache(CACHED_PROMPTS)(lambda prompt: loaded.text_encoder.encode([prompt]))
         scale = self.spec.lora.alpha / self.spec.lora.rank
-        self._weights = WeightReceiver(self._model, lora_scale=scale, name=self.name)
+        self._weights = WeightReceiver(
+            self._model, lora_scale=scale, name=self.name, base_on_host=self.spec.base_on_host
+        )
 
     def load_policy(self, manifest: WeightManifest, buffer: np.ndarray) -> WeightAck:
         """Take a published policy. Raises WeightMismatch; the policy held before then stays."""
@@ -94,7 +101,7 @@ class RolloutActor:
         except torch.OutOfMemoryError as reason:
             raise ConfigError(
                 f"{self.name} ran out of GPU memory with rollout.batch_size {len(request.seeds)}: {reason}. "
-                "Lower rollout.batch_size or model.dtype."
+                "Lower rollout.batch_size or set rollout.base_on_host and rollout.text_encoder_on_host."
             ) from None
         self._require_finite(latents_BTCHW, request, version)
         seconds = time.perf_counter() - start

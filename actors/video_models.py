@@ -15,7 +15,7 @@ import torch
 
 from actors.loading import LoadedModels, load_models
 from astrolabe_ray.errors import ConfigError
-from astrolabe_ray.models.lora import MergedLinears
+from astrolabe_ray.models.lora import merge_for_good
 from astrolabe_ray.models.lora_files import read_lora, require_lora_fits
 from astrolabe_ray.models.wan.transformer import CausalWanModel, TextKV
 from astrolabe_ray.video_tasks import VideoModelSpec
@@ -81,4 +81,4 @@ def merge_lora(model: CausalWanModel, path: str) -> None:
     """Fold the LoRA at `path` into the weights. Raises ConfigError if it was made for another model."""
     lora = read_lora(Path(path))
     require_lora_fits(lora, model, Path(path))
-    MergedLinears(model, lora.scale).load(lora.tensors)
+    merge_for_good(model, lora.tensors, lora.scale)

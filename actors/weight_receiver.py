@@ -21,9 +21,13 @@ class WeightReceiver:
     that broke off half-way. A buffer that fails its checks leaves the held policy as it was.
     """
 
-    def __init__(self, model: CausalWanModel, *, lora_scale: float, name: str) -> None:
-        """`lora_scale`: alpha / rank of this run; `name` signs the acknowledgements."""
-        self._merged = MergedLinears(model, lora_scale)
+    def __init__(
+        self, model: CausalWanModel, *, lora_scale: float, name: str, base_on_host: bool = False
+    ) -> None:
+        """`lora_scale`: alpha / rank of this run; `name` signs the acknowledgements; `base_on_host`: keep
+        the base of the merged layers in host memory.
+        """
+        self._merged = MergedLinears(model, lora_scale, base_on_host=base_on_host)
         self._lora_scale = lora_scale
         self._name = name
         self.held: WeightManifest | None = None

@@ -302,6 +302,7 @@ class Controller:
         result = await self._trained(made.batch, groups)
         if result is None:
             return False
+        self.kl_selection.commit()
         self._timeline.span("train", "learner", train_start, step=result.version.step)
         publish_start = self._timeline.now()
         await self.channel.publish()

@@ -26,7 +26,7 @@ class StepBatch:
 def step_batch(
     groups: Sequence[RolloutGroup], config: RunConfig, kl_selection: KlSelection, step: int
 ) -> StepBatch:
-    """What step `step` trains on. `kl_selection` moves on by one step."""
+    """What step `step` trains on. `kl_selection` moves on when it is told that this was trained on."""
     weights = {reward.key: reward.weight for reward in config.rewards}
     algorithm, scores = config.algorithm, [group.scores for group in groups]
     rewards = training_rewards(scores, weights, algorithm.reward_scale)

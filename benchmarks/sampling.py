@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -37,7 +37,10 @@ from benchmarks.plain_sampling import plain_sample
 
 FRAMES_PER_LATENT_FRAME = 4
 COPIES = ("aten.clone", "aten.copy_", "aten._to_copy", "aten.cat", "aten.fill_", "aten.zeros", "aten.zero_")
-SYNC = "aten._local_scalar_dense"  # the device's value on the host: a GPU has to finish first
+READS = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal", "aten._unique2")
+"""What needs a value, or a number of values, of the device on the host: a GPU has to finish first."""
+MASKED = ("aten.index", "aten.index_put", "aten.index_put_", "aten._index_put_impl_")
+"""They look for the places of a mask first."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,14 @@ class Speed:
     ms_per_chunk: float
     copied_mb_per_chunk: float
     syncs_per_chunk: float
-    peak_mb: float | None  # of GPU memory, weights included; None on a CPU
+    peak_mb: float | None  # of GPU memory, weights included, for this way alone; None on a CPU
 
 
 class Counter(TorchDispatchMode):
-    """Bytes written by copies and conversions, and values that the host waits for."""
+    """Bytes written by copies and conversions, and operations in which the host waits for a GPU: reads of
+    values, masks, and blocking copies between host and device. On a CPU there are no such copies; reads
+    and masks are counted, which would wait on a GPU.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,10 +67,35 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = str(func.overloadpacket)
-        self.num_syncs += name == SYNC
+        self.num_syncs += waits(name, args, kwargs or {}, result)
         if name in COPIES and isinstance(result, Tensor):
             self.copied_bytes += result.numel() * result.element_size()
         return result
+
+
+def waits(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> bool:
+    """Whether the operation makes the host wait for a GPU that its tensors are or would be on."""
+    if name in MASKED:
+        return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+    if name in ("aten._to_copy", "aten.copy_"):
+        source = args[0] if name == "aten._to_copy" else args[1]
+        is_blocking = not (kwargs.get("non_blocking") or (name == "aten.copy_" and args[2:] == (True,)))
+        return is_blocking and (source.device.type == "cpu") != (result.device.type == "cpu")
+    return name in READS
+
+
+class Ring:
+    """Sampling with a KV cache that lives from call to call."""
+
+    def __init__(self, make: Callable[[], Sampler], sample: Callable[[Sampler], Iterator[Tensor]]) -> None:
+        self._make, self._sample = make, sample
+        self._sampler = make()
+
+    def __call__(self) -> Tensor:
+        return torch.cat(list(self._sample(self._sampler)), dim=1)
+
+    def drop_cache(self) -> None:
+        self._sampler = self._make()
 
 
 def main(
@@ -93,10 +124,10 @@ def main(
     text_BLD = text_BLD.to(device)
     size = (num_latent_frames, height // 8, width // 8)
     seeds = range(batch)
-    sampler = Sampler(transformer, rule, timesteps, 0.0)
-
-    def ring() -> Tensor:
-        return torch.cat(list(sampler.sample(transformer.encode_text(text_BLD), seeds, *size)), dim=1)
+    ring = Ring(
+        lambda: Sampler(transformer, rule, timesteps, 0.0),
+        lambda sampler: sampler.sample(transformer.encode_text(text_BLD), seeds, *size),
+    )
 
     def plain() -> Tensor:
         return plain_sample(transformer, rule, timesteps, text_BLD, seeds, *size)
@@ -120,7 +151,8 @@ def main(
     reference = ring()
     difference = max(float((way() - reference).abs().max()) for way in chosen.values())
     num_frames = batch * (FRAMES_PER_LATENT_FRAME * (num_latent_frames - 1) + 1)
-    speeds = measure(chosen, num_frames, len(rule.chunks(num_latent_frames)), repeats, device)
+    num_chunks = len(rule.chunks(num_latent_frames))
+    speeds = measure(chosen, num_frames, num_chunks, repeats, device, drop_cache=ring.drop_cache)
     if as_json:
         rows = {name: vars(speed) for name, speed in speeds.items()}
         typer.echo(json.dumps({**rows, "max_difference": difference, "torch": torch.__version__}))
@@ -167,7 +199,13 @@ def build(name: str, device: str, dtype: torch.dtype) -> CausalWanModel:
 
 
 def measure(
-    ways: dict[str, Callable[[], Tensor]], num_frames: int, num_chunks: int, repeats: int, device: str
+    ways: dict[str, Callable[[], Tensor]],
+    num_frames: int,
+    num_chunks: int,
+    repeats: int,
+    device: str,
+    *,
+    drop_cache: Callable[[], None],
 ) -> dict[str, Speed]:
     """Time the ways turn by turn, so that a busy moment of the machine hits both."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -177,8 +215,8 @@ def measure(
                 way()
     speeds = {}
     for name, way in ways.items():
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        drop_cache()  # of the way before, which is no part of this one's memory
+        peak_mb = peak_of(way) if device == "cuda" else None
         with Counter() as counter:
             way()
         middle = median(seconds[name])
@@ -187,9 +225,17 @@ def measure(
             ms_per_chunk=1000 * middle / num_chunks,
             copied_mb_per_chunk=counter.copied_bytes / num_chunks / 1e6,
             syncs_per_chunk=counter.num_syncs / num_chunks,
-            peak_mb=torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None,
+            peak_mb=peak_mb,
         )
     return speeds
+
+
+def peak_of(way: Callable[[], Tensor]) -> float:
+    """MB of GPU memory, nothing counted beside it."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    way()
+    return torch.cuda.max_memory_allocated() / 1e6
 
 
 @contextmanager

@@ -9,6 +9,42 @@ from astrolabe_ray.config.nft_recipes import HPSV3, MULTI, TA, wan
 from astrolabe_ray.config.schema import RunConfig
 
 
+def casual_forcing_video_hpsv3_1gpu() -> RunConfig:
+    """HPSv3 on 1 GPU."""
+    return wan("casual_forcing_video_hpsv3_1gpu", "causal_forcing", HPSV3, num_gpus=1, eval_every=30)
+
+
+def casual_forcing_video_multi_reward_1gpu() -> RunConfig:
+    """HPSv3 and motion quality with twice the learning rate on 1 GPU."""
+    return wan(
+        "casual_forcing_video_multi_reward_1gpu", "causal_forcing", MULTI, num_gpus=1, lr=2e-5, eval_every=30
+    )
+
+
+def casual_forcing_video_hpsv3_2gpu() -> RunConfig:
+    """HPSv3 on 2 GPUs."""
+    return wan("casual_forcing_video_hpsv3_2gpu", "causal_forcing", HPSV3, num_gpus=2, eval_every=30)
+
+
+def casual_forcing_video_multi_reward_2gpu() -> RunConfig:
+    """HPSv3 and motion quality with twice the learning rate on 2 GPUs."""
+    return wan(
+        "casual_forcing_video_multi_reward_2gpu", "causal_forcing", MULTI, num_gpus=2, lr=2e-5, eval_every=30
+    )
+
+
+def casual_forcing_video_hpsv3_4gpu() -> RunConfig:
+    """HPSv3 on 4 GPUs."""
+    return wan("casual_forcing_video_hpsv3_4gpu", "causal_forcing", HPSV3, num_gpus=4, eval_every=30)
+
+
+def casual_forcing_video_multi_reward_4gpu() -> RunConfig:
+    """HPSv3 and motion quality with twice the learning rate on 4 GPUs."""
+    return wan(
+        "casual_forcing_video_multi_reward_4gpu", "causal_forcing", MULTI, num_gpus=4, lr=2e-5, eval_every=30
+    )
+
+
 def casual_forcing_video_hpsv3() -> RunConfig:
     """HPSv3 on 8 GPUs."""
     return wan("casual_forcing_video_hpsv3", "causal_forcing", HPSV3, num_gpus=8, eval_every=30)

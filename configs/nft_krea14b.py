@@ -9,6 +9,36 @@ from astrolabe_ray.config.nft_recipes import HPSV3, MULTI, krea
 from astrolabe_ray.config.schema import RunConfig
 
 
+def krea14b_video_hpsv3_1gpu() -> RunConfig:
+    """HPSv3 on 1 GPU."""
+    return krea("krea14b_video_hpsv3_1gpu", HPSV3, num_gpus=1, eval_every=30)
+
+
+def krea14b_video_multi_reward_1gpu() -> RunConfig:
+    """HPSv3 and motion quality on 1 GPU."""
+    return krea("krea14b_video_multi_reward_1gpu", MULTI, num_gpus=1, eval_every=30)
+
+
+def krea14b_video_hpsv3_2gpu() -> RunConfig:
+    """HPSv3 on 2 GPUs."""
+    return krea("krea14b_video_hpsv3_2gpu", HPSV3, num_gpus=2, eval_every=30)
+
+
+def krea14b_video_multi_reward_2gpu() -> RunConfig:
+    """HPSv3 and motion quality on 2 GPUs."""
+    return krea("krea14b_video_multi_reward_2gpu", MULTI, num_gpus=2, eval_every=30)
+
+
+def krea14b_video_hpsv3_4gpu() -> RunConfig:
+    """HPSv3 on 4 GPUs."""
+    return krea("krea14b_video_hpsv3_4gpu", HPSV3, num_gpus=4, eval_every=30)
+
+
+def krea14b_video_multi_reward_4gpu() -> RunConfig:
+    """HPSv3 and motion quality on 4 GPUs."""
+    return krea("krea14b_video_multi_reward_4gpu", MULTI, num_gpus=4, eval_every=30)
+
+
 def krea14b_video_hpsv3() -> RunConfig:
     """HPSv3 on 8 GPUs."""
     return krea("krea14b_video_hpsv3", HPSV3, num_gpus=8, eval_every=30)

@@ -24,6 +24,21 @@ def self_forcing_video_hpsv3_4gpu() -> RunConfig:
     return wan("self_forcing_video_hpsv3_4gpu", "self_forcing", HPSV3, num_gpus=4)
 
 
+def self_forcing_video_multi_reward_1gpu() -> RunConfig:
+    """HPSv3 and motion quality on 1 GPU."""
+    return wan("self_forcing_video_multi_reward_1gpu", "self_forcing", MULTI, num_gpus=1)
+
+
+def self_forcing_video_multi_reward_2gpu() -> RunConfig:
+    """HPSv3 and motion quality on 2 GPUs."""
+    return wan("self_forcing_video_multi_reward_2gpu", "self_forcing", MULTI, num_gpus=2)
+
+
+def self_forcing_video_multi_reward_4gpu() -> RunConfig:
+    """HPSv3 and motion quality on 4 GPUs."""
+    return wan("self_forcing_video_multi_reward_4gpu", "self_forcing", MULTI, num_gpus=4)
+
+
 def self_forcing_video_hpsv3() -> RunConfig:
     """HPSv3 on 8 GPUs."""
     return wan("self_forcing_video_hpsv3", "self_forcing", HPSV3, num_gpus=8)

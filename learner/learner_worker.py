@@ -120,7 +120,12 @@ class LearnerWorker:
         self._engine = Engine(model, spec.learner, self.device)
         self._reference = Reference(self._engine, spec.algorithm)
         encoder = TextEncoder.load(
-            files.text_encoder, files.tokenizer, base.architecture.text_len, self.device, dtype
+            files.text_encoder,
+            files.tokenizer,
+            base.architecture.text_len,
+            self.device,
+            dtype,
+            on_host=spec.learner.text_encoder_on_host,
         )
         self._encode = lru_cache(CACHED_PROMPTS)(lambda prompt: encoder.encode([prompt])[0].float())
         rule = ContextRule(m.chunk_frames, m.window_frames, m.sink_frames, m.rope)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import typer
 
 from astrolabe_ray.cli.summary import plan_lines, row
-from astrolabe_ray.config.memory import MODEL_SIZES, Parts, memory_by_role, object_store_need
+from astrolabe_ray.config.memory import Parts, memory_by_role, object_store_need, sizes_by_name
 from astrolabe_ray.config.node_plan import Gpu, node_lines, place
 from astrolabe_ray.config.plan import Plan
 from astrolabe_ray.config.schema import RunConfig
@@ -33,8 +33,9 @@ def print_dry_run(config: RunConfig, plan: Plan, missing: Sequence[str]) -> None
 def memory_lines(config: RunConfig, plan: Plan, gpus: Sequence[Gpu]) -> list[str]:
     """Memory of one process of each role by component, of the fullest GPU, and of the object store."""
     store = row("objects", f"at least {_gib(object_store_need(config, plan))} of object store")
-    if config.model.base_model not in MODEL_SIZES:
-        unknown = f"unknown: model.base_model '{config.model.base_model}' is none of {', '.join(MODEL_SIZES)}"
+    known = sizes_by_name()
+    if config.model.base_model not in known:
+        unknown = f"unknown: model.base_model '{config.model.base_model}' is none of {', '.join(known)}"
         return [row("memory", unknown), store]
     by_role = memory_by_role(config)
     lines = [

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from astrolabe_ray.config.schema import ModelConfig
+from astrolabe_ray.models.wan.architecture import WAN_1_3B, WAN_14B, WanArchitecture
 
 WAN_1_3B_DIR = "wan_models/Wan2.1-T2V-1.3B"
 WAN_14B_DIR = "wan_models/Wan2.1-T2V-14B"
@@ -36,12 +37,28 @@ class HubFiles:
 
 
 @dataclass(frozen=True)
+class ModelSizes:
+    """Numbers of parameters of a base model's parts, to count memory before anything is loaded."""
+
+    transformer: WanArchitecture
+    text_encoder: int
+    vae: int
+    vae_channels: int  # of the decoder's last stage, at full resolution
+
+
+def full_size(transformer: WanArchitecture) -> ModelSizes:
+    """With the text encoder UMT5-XXL and the VAE that all models of the Wan 2.1 family share."""
+    return ModelSizes(transformer, text_encoder=5_680_910_336, vae=126_892_531, vae_channels=96)
+
+
+@dataclass(frozen=True)
 class PublishedModel:
     """A distilled causal video model that others trained, and how it is meant to be sampled."""
 
     summary: str
     config: ModelConfig
     sources: tuple[HubFiles, ...] = ()  # empty: it is published nowhere, or comes with this repository
+    sizes: ModelSizes | None = None  # None: `--dry-run` can't count its memory
     lora: str | None = None  # that its publishers sample it with
     licence: str = "see the publisher"
 
@@ -88,6 +105,7 @@ BASE_MODELS: dict[str, PublishedModel] = {
             checkpoint_key="generator_ema",
         ),
         (_WAN_1_3B, HubFiles("gdhe17/Self-Forcing", ("checkpoints/self_forcing_dmd.pt",), ".")),
+        full_size(WAN_1_3B),
     ),
     "causal_forcing": PublishedModel(
         "Causal-Forcing, Wan 2.1 1.3B: chunks of 3 latent frames, sees all earlier ones",
@@ -101,6 +119,7 @@ BASE_MODELS: dict[str, PublishedModel] = {
             _WAN_1_3B,
             HubFiles("zhuhz22/Causal-Forcing", ("chunkwise/causal_forcing.pt",), "checkpoints/casualforcing"),
         ),
+        full_size(WAN_1_3B),
     ),
     "causal_forcing_framewise": PublishedModel(
         "Causal-Forcing, Wan 2.1 1.3B: frame by frame, sees all earlier ones",
@@ -115,6 +134,7 @@ BASE_MODELS: dict[str, PublishedModel] = {
             _WAN_1_3B,
             HubFiles("zhuhz22/Causal-Forcing", ("framewise/causal_forcing.pt",), "checkpoints/casualforcing"),
         ),
+        full_size(WAN_1_3B),
     ),
     "longlive": PublishedModel(
         "LongLive, Wan 2.1 1.3B for long videos: a window of 12 latent frames with 3 sink frames",
@@ -134,6 +154,7 @@ BASE_MODELS: dict[str, PublishedModel] = {
                 "checkpoints/longlive_models",
             ),
         ),
+        full_size(WAN_1_3B),
         lora="checkpoints/longlive_models/models/lora.pt",
     ),
     "krea14b": PublishedModel(
@@ -143,10 +164,14 @@ BASE_MODELS: dict[str, PublishedModel] = {
             _WAN_14B,
             HubFiles("krea/krea-realtime-video", ("krea-realtime-video-14b.safetensors",), "checkpoints"),
         ),
+        full_size(WAN_14B),
     ),
     "tiny_sprites": PublishedModel(
         "the embedded world of moving shapes, 32 x 32 pixels; comes with this repository",
         ModelConfig(),
+        sizes=ModelSizes(
+            WanArchitecture(128, 4, 4, 512, 64, 64, 16), text_encoder=84_672, vae=668_043, vae_channels=8
+        ),
         licence="Apache-2.0",
     ),
 }

@@ -6,33 +6,17 @@ few percent; decoding, reward servers and what passes through are estimates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from astrolabe_ray.config.base_models import BASE_MODELS, ModelSizes
 from astrolabe_ray.config.plan import PIXELS_PER_TOKEN, Plan, eval_prompts_in_flight, server_role, servers
 from astrolabe_ray.config.schema import ModelConfig, RunConfig
 from astrolabe_ray.config.scorer_cards import BY_NAME
 from astrolabe_ray.config.train_window import evaluation_frames, longest_rollout, window_frames
 from astrolabe_ray.errors import ConfigError
-from astrolabe_ray.models.wan.architecture import WAN_1_3B, WAN_14B, WanArchitecture
+from astrolabe_ray.models.wan.architecture import WanArchitecture
 
 GB = 10**9
 CUDA_BYTES = 0.7 * GB
 """What a process takes of a GPU before it holds anything."""
-
-
-@dataclass(frozen=True)
-class ModelSizes:
-    """Numbers of parameters of a base model's parts."""
-
-    transformer: WanArchitecture
-    text_encoder: int
-    vae: int
-    vae_channels: int  # of the decoder's last stage, at full resolution
-
-
-def _full_size(transformer: WanArchitecture) -> ModelSizes:
-    """With the text encoder UMT5-XXL and the VAE that all models of the Wan 2.1 family share."""
-    return ModelSizes(transformer, text_encoder=5_680_910_336, vae=126_892_531, vae_channels=96)
 
 
 DECODER_KEPT = 25
@@ -40,30 +24,24 @@ DECODER_KEPT = 25
 DECODER_PASSING = 30
 """And those that are alive at once while it decodes a latent frame, beside some of the kept ones."""
 
-MODEL_SIZES = {
-    "self_forcing": _full_size(WAN_1_3B),
-    "causal_forcing": _full_size(WAN_1_3B),
-    "causal_forcing_framewise": _full_size(WAN_1_3B),
-    "longlive": _full_size(WAN_1_3B),
-    "krea14b": _full_size(WAN_14B),
-    "tiny_sprites": ModelSizes(
-        WanArchitecture(128, 4, 4, 512, 64, 64, 16), text_encoder=84_672, vae=668_043, vae_channels=8
-    ),
-}
-"""By model.base_model."""
-
 Parts = dict[str, float]
 """Component -> bytes."""
 
 
 def sizes_of(model: ModelConfig) -> ModelSizes:
-    """Raises ConfigError for a base model that is not in the table."""
-    if model.base_model not in MODEL_SIZES:
+    """Raises ConfigError for a base model whose sizes are not in the table of base models."""
+    known = sizes_by_name()
+    if model.base_model not in known:
         raise ConfigError(
             f"the sizes of model.base_model '{model.base_model}' are not known before it is loaded; "
-            f"known are {', '.join(MODEL_SIZES)}."
+            f"known are {', '.join(known)}."
         )
-    return MODEL_SIZES[model.base_model]
+    return known[model.base_model]
+
+
+def sizes_by_name() -> dict[str, ModelSizes]:
+    """Of the base models that have sizes in `BASE_MODELS`."""
+    return {name: model.sizes for name, model in BASE_MODELS.items() if model.sizes is not None}
 
 
 def memory_by_role(config: RunConfig) -> dict[str, Parts]:
@@ -87,7 +65,7 @@ def rollout_actor(config: RunConfig, sizes: ModelSizes) -> Parts:
     pixels = m.height * m.width
     parts: Parts = {
         "base weights": width * transformer_params(a),
-        "base of the merged layers": width * block_linear_params(a),
+        "base of the merged layers": 0 if config.rollout.base_on_host else width * block_linear_params(a),
         "KV cache": kv_cache_bytes(m, a, batch, max(longest_rollout(config), evaluation_frames(config))),
         "text keys and values": width * 2 * a.num_layers * a.text_len * a.dim,
         "text encoder": width * sizes.text_encoder,
@@ -95,6 +73,8 @@ def rollout_actor(config: RunConfig, sizes: ModelSizes) -> Parts:
         "activations": width * chunk_tokens * (12 * a.dim + 2 * a.ffn_dim),
         "decoding": width * batch * pixels * sizes.vae_channels * (DECODER_KEPT + DECODER_PASSING),
     }
+    if config.rollout.text_encoder_on_host:
+        _let_visit(parts, "text encoder", before=("activations", "decoding"))
     return _with_cuda(parts, config.rollout.num_gpus)
 
 
@@ -122,6 +102,8 @@ def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
     }
     if context > 0:
         parts["KV of earlier frames"] = kv_cache_bytes(config.model, a, c.micro_batch_size, context)
+    if c.text_encoder_on_host:
+        _let_visit(parts, "text encoder", before=("kept activations", "activations of a block"))
     return _with_cuda(parts, c.num_gpus)
 
 
@@ -192,6 +174,11 @@ def _tokens(model: ModelConfig) -> int:
 def _latent_values(model: ModelConfig, a: WanArchitecture) -> int:
     """Of one latent frame."""
     return a.out_channels * 4 * _tokens(model)
+
+
+def _let_visit(parts: Parts, guest: str, before: tuple[str, ...]) -> None:
+    """`guest` is there only before the parts `before` are: it adds what it is larger than they are."""
+    parts[guest] = max(0.0, parts[guest] - sum(parts[name] for name in before))
 
 
 def _with_cuda(parts: Parts, num_gpus: float) -> Parts:

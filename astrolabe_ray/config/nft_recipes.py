@@ -20,6 +20,7 @@ from astrolabe_ray.config.schema import (
     RunConfig,
 )
 from astrolabe_ray.config.scorer_cards import BY_KEY, scorer_name
+from astrolabe_ray.errors import ConfigError
 
 Rewards = dict[str, float]
 """Reward key -> weight."""
@@ -46,6 +47,14 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class OnHost:
+    """What is kept in host memory, for GPUs that would be too small."""
+
+    base: bool = False  # of the layers that adapters are merged into, in a rollout actor
+    text_encoders: bool = False  # of rollout actors and learner ranks
+
+
+@dataclass(frozen=True)
 class TrainWindow:
     """The part of a long video that is trained on, and how much of one is evaluated, in latent frames."""
 
@@ -66,23 +75,43 @@ SCALES_1_3B = {
 """Up to 8 GPUs with 48 rollouts a GPU."""
 
 SCALES_14B = {
+    1: Scale(4, 2, 1),
+    2: Scale(8, 2, 1),
+    4: Scale(8, 4, 1),
     8: Scale(8, 8, 1),
     16: Scale(16, 16, 1),
     24: Scale(24, 24, 1),
     48: Scale(16, 48, 1),
 }
+"""Up to 8 GPUs with 8 rollouts a GPU."""
 
 
 def wan(name: str, base_model: str, rewards: Rewards, *, num_gpus: int, **changes: Any) -> RunConfig:
     """Align a 1.3B model; `changes` are those of `_full_size`."""
+    scale = _scale(name, SCALES_1_3B, num_gpus)
     split = split_gpus(num_gpus, COSTS_1_3B, tuple(rewards))
-    return _full_size(name, base_model, rewards, SCALES_1_3B[num_gpus], split, zero_stage=2, **changes)
+    on_host = OnHost(text_encoders=num_gpus == 1)
+    return _full_size(name, base_model, rewards, scale, split, on_host, zero_stage=2, **changes)
 
 
 def krea(name: str, rewards: Rewards, *, num_gpus: int, **changes: Any) -> RunConfig:
-    """Align the 14B model, whose weights are split over the learner ranks (ZeRO 3)."""
+    """Align the 14B model: its weights are split over the learner ranks (ZeRO 3), and text
+    encoders and the base of the merged layers stay off the GPUs.
+    """
+    scale = _scale(name, SCALES_14B, num_gpus)
     split = split_gpus(num_gpus, COSTS_14B, tuple(rewards))
-    return _full_size(name, "krea14b", rewards, SCALES_14B[num_gpus], split, zero_stage=3, **changes)
+    on_host = OnHost(base=True, text_encoders=True)
+    return _full_size(name, "krea14b", rewards, scale, split, on_host, zero_stage=3, **changes)
+
+
+def _scale(name: str, scales: dict[int, Scale], num_gpus: int) -> Scale:
+    """Raises ConfigError for a number of GPUs that nobody has chosen a step for."""
+    if num_gpus not in scales:
+        raise ConfigError(
+            f"{name}: there is no scale for {num_gpus} GPUs; use one of {', '.join(map(str, scales))}, or "
+            "add a line to the scales in astrolabe_ray/config/nft_recipes.py."
+        )
+    return scales[num_gpus]
 
 
 def _full_size(
@@ -91,6 +120,7 @@ def _full_size(
     rewards: Rewards,
     scale: Scale,
     split: GpuSplit,
+    on_host: OnHost,
     *,
     zero_stage: Literal[2, 3],
     lr: float = 1e-5,
@@ -103,9 +133,9 @@ def _full_size(
 ) -> RunConfig:
     """Values of the Astrolabe release wherever they mean something here.
 
-    `num_frames` of pixels are rounded down to whole latent frames; `lora_init` starts from the LoRA that
-    the base model's publishers sample it with; with `main_reward` the KL penalty is for samples that the
-    rewards disagree on; with `window` only a part of each video is scored and trained on.
+    `num_frames` of pixels are rounded down to whole chunks of latent frames; `lora_init` starts from the
+    LoRA that the base model's publishers sample it with; with `main_reward` the KL penalty is for samples
+    that the rewards disagree on; with `window` only a part of each video is scored and trained on.
 
     The release's batch per GPU is `rollout.batch_size` here, its batches per epoch follow from
     `rollout.num_groups`, which counts distinct prompts, and its guidance, noise level, solver and timestep
@@ -119,17 +149,17 @@ def _full_size(
         seed=42,
         num_steps=100_000,
         model=model.model_config(
-            num_latent_frames=(num_frames - 1) // FRAMES_PER_LATENT_FRAME + 1,
+            num_latent_frames=_whole_chunks(num_frames, model.config.chunk_frames),
             lora_init=model.lora if lora_init else None,
         ),
         lora=LoraConfig(rank=256, alpha=256),
         data=DataConfig(
             train_prompts="dataset/vidprom/train.txt", heldout_prompts="dataset/vidprom/test.txt"
         ),
-        rollout=_rollout(scale, split),
+        rollout=_rollout(scale, split, on_host),
         rewards=_rewards(rewards, split),
         algorithm=_algorithm(kl_coef, main_reward, window),
-        learner=_learner(split, zero_stage, lr),
+        learner=_learner(split, on_host, zero_stage, lr),
         evaluation=EvaluationConfig(
             num_prompts=240,
             rollouts_per_prompt=2,
@@ -140,7 +170,16 @@ def _full_size(
     )
 
 
-def _rollout(scale: Scale, split: GpuSplit) -> RolloutConfig:
+def _whole_chunks(num_frames: int, chunk_frames: int) -> int:
+    """Latent frames of the whole chunks, one at least, that `num_frames` of pixels hold.
+
+    Example: 81 frames are 21 latent frames, of which chunks of 2 make 20.
+    """
+    latent_frames = (num_frames - 1) // FRAMES_PER_LATENT_FRAME + 1
+    return max(1, latent_frames // chunk_frames) * chunk_frames
+
+
+def _rollout(scale: Scale, split: GpuSplit, on_host: OnHost) -> RolloutConfig:
     return RolloutConfig(
         num_groups=scale.num_groups,
         group_size=scale.group_size,
@@ -150,6 +189,8 @@ def _rollout(scale: Scale, split: GpuSplit) -> RolloutConfig:
         max_policy_age=1,
         num_cpus=CPUS_PER_PROCESS,
         num_gpus=split.gpus_per_actor,
+        base_on_host=on_host.base,
+        text_encoder_on_host=on_host.text_encoders,
         request_timeout_s=LONGEST_WAIT_S,
     )
 
@@ -186,7 +227,7 @@ def _algorithm(kl_coef: float, main_reward: str | None, window: TrainWindow | No
     )
 
 
-def _learner(split: GpuSplit, zero_stage: Literal[2, 3], lr: float) -> LearnerConfig:
+def _learner(split: GpuSplit, on_host: OnHost, zero_stage: Literal[2, 3], lr: float) -> LearnerConfig:
     return LearnerConfig(
         num_ranks=split.num_ranks,
         zero_stage=zero_stage,
@@ -198,5 +239,6 @@ def _learner(split: GpuSplit, zero_stage: Literal[2, 3], lr: float) -> LearnerCo
         gradient_checkpointing=True,
         num_cpus=CPUS_PER_PROCESS,
         num_gpus=split.gpus_per_rank,
+        text_encoder_on_host=on_host.text_encoders,
         step_timeout_s=LONGEST_WAIT_S,
     )

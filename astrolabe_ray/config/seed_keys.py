@@ -34,8 +34,17 @@ def _latent_frames(key: str) -> Translation:
     return lambda text: [f"{key}={(int(text) - 1) // FRAMES_PER_LATENT_FRAME + 1}"]
 
 
+def _numbers(text: str) -> list[int]:
+    """A list, numbers with commas between them, or one number."""
+    found = ast.literal_eval(text)
+    numbers = list(found) if isinstance(found, (list, tuple)) else [found]
+    if not numbers or not all(type(number) is int for number in numbers):
+        raise ValueError("must be a whole number or a list of them, as in [1000,500]")
+    return numbers
+
+
 def _only_start(text: str) -> list[str]:
-    starts = ast.literal_eval(text)
+    starts = _numbers(text)
     if len(starts) != 1:
         raise ValueError(
             f"a window has one start, or one drawn from all: {PREFIX}algorithm.window_start=random"
@@ -48,8 +57,12 @@ def _window(text: str) -> list[str]:
 
 
 def _steps(text: str) -> list[str]:
-    steps = ast.literal_eval(text)
-    return [f"model.denoising_steps={','.join(str(step) for step in steps)}"]
+    return [f"model.denoising_steps={','.join(map(str, _numbers(text)))}"]
+
+
+def _window_start(text: str) -> list[str]:
+    """A choice from a list keeps the start that there is: its only entry, which has a key of its own."""
+    return [] if text.strip().lower() == CHOSEN else _window_rule(text)
 
 
 def _prompts(text: str) -> list[str]:
@@ -60,6 +73,9 @@ def _prompts(text: str) -> list[str]:
 def _both_betas(text: str) -> list[str]:
     raise ValueError(f"write both: {PREFIX}learner.adam_betas=BETA1,BETA2")
 
+
+CHOSEN = "random_choice"
+_window_rule = _chosen("algorithm.window_start", {"last": "last", "random": "random", "first": "0"})
 
 OLD_KEYS: dict[str, Translation] = {
     "run_name": _named("name"),
@@ -75,11 +91,10 @@ OLD_KEYS: dict[str, Translation] = {
     "dataset": _prompts,
     "num_frames": _latent_frames("model.num_latent_frames"),
     "eval_num_frames": _latent_frames("evaluation.num_latent_frames"),
+    "streaming.eval_num_frames": _latent_frames("evaluation.num_latent_frames"),
     "streaming.window_size": _named("algorithm.train_window_frames"),
     "streaming.sample_frames": _named("model.num_latent_frames"),
-    "streaming.window_selection": _chosen(
-        "algorithm.window_start", {"last": "last", "random": "random", "first": "0"}
-    ),
+    "streaming.window_selection": _window_start,
     "streaming.window_choices": _only_start,
     "height": _named("model.height"),
     "width": _named("model.width"),
@@ -154,8 +169,14 @@ def translated(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
         new = _translated(key, text) if equals else None
         found += [override] if new is None else new
         if new is not None:
-            notes.append(f"{key}={text} is taken for {' '.join(PREFIX + line for line in new)}")
+            notes.append(f"{key}={text} is taken for {_taken_for(new)}")
     return found, notes
+
+
+def _taken_for(overrides: Sequence[str]) -> str:
+    if not overrides:
+        return f"the only entry of streaming.window_choices: {PREFIX}algorithm.window_start stays as it is"
+    return " ".join(PREFIX + line for line in overrides)
 
 
 def _translated(key: str, text: str) -> list[str] | None:

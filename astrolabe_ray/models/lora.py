@@ -69,6 +69,17 @@ def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
+def merge_for_good(model: CausalWanModel, tensors: Mapping[str, Tensor], scale: float) -> None:
+    """Fold an adapter into the weights, linear by linear: beside the model there is room for one at a time.
+
+    `scale`: alpha / rank. Raises WeightMismatch as `MergedLinears.load` does.
+    """
+    linears = block_linears(model)
+    _require_one_pair_each(linears, tensors)
+    for name, linear in linears.items():
+        _write_merged(linear, linear.weight, tensors, name, scale)
+
+
 class MergedLinears:
     """Adapters folded into the weights of a model that only samples.
 
@@ -76,11 +87,13 @@ class MergedLinears:
     exact and repeatable, never a merge on top of a merge. The live weights keep their memory.
     """
 
-    def __init__(self, model: CausalWanModel, scale: float) -> None:
-        """`scale`: alpha / rank."""
+    def __init__(self, model: CausalWanModel, scale: float, *, base_on_host: bool = False) -> None:
+        """`scale`: alpha / rank. `base_on_host`: keep the base in host memory, from where each load
+        brings it to the device linear by linear; what is loaded is bitwise the same.
+        """
         self._scale = scale
         self._linears = block_linears(model)
-        self._base = {name: linear.weight.detach().clone() for name, linear in self._linears.items()}
+        self._base = {name: _copy(linear.weight, base_on_host) for name, linear in self._linears.items()}
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> int:
@@ -89,11 +102,9 @@ class MergedLinears:
         Raises WeightMismatch, before anything is written, if `tensors` are not exactly one A and one
         B of fitting shape for each of them.
         """
-        self._check(tensors)
+        _require_one_pair_each(self._linears, tensors)
         for name, linear in self._linears.items():
-            base = self._base[name]
-            a, b = (tensors[f"{name}.lora_{factor}"].to(base.device, torch.float32) for factor in "AB")
-            linear.weight.copy_(torch.addmm(base.float(), b, a, alpha=self._scale))
+            _write_merged(linear, self._base[name], tensors, name, self._scale)
         return len(self._linears)
 
     @torch.no_grad()
@@ -102,13 +113,29 @@ class MergedLinears:
         for name, linear in self._linears.items():
             linear.weight.copy_(self._base[name])
 
-    def _check(self, tensors: Mapping[str, Tensor]) -> None:
-        expected = {f"{name}.lora_{factor}" for name in self._linears for factor in "AB"}
-        odd = sorted(expected ^ tensors.keys())
-        if odd:
-            raise WeightMismatch(f"adapter and model differ in {len(odd)} tensors, first {odd[0]}")
-        for name, base in self._base.items():
-            a, b = tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]
-            if (b.shape[0], a.shape[1]) != tuple(base.shape) or b.shape[1] != a.shape[0]:
-                shapes = f"B {tuple(b.shape)} @ A {tuple(a.shape)}"
-                raise WeightMismatch(f"{name}: {shapes} does not give {tuple(base.shape)}")
+
+def _copy(weight: Tensor, on_host: bool) -> Tensor:
+    return weight.detach().to("cpu" if on_host else weight.device, copy=True)
+
+
+@torch.no_grad()
+def _write_merged(
+    linear: nn.Linear, base: Tensor, tensors: Mapping[str, Tensor], name: str, scale: float
+) -> None:
+    """base + scale * B @ A, summed in float32 where the linear is."""
+    device = linear.weight.device
+    a, b = (tensors[f"{name}.lora_{factor}"].to(device, torch.float32) for factor in "AB")
+    linear.weight.copy_(torch.addmm(base.to(device).float(), b, a, alpha=scale))
+
+
+def _require_one_pair_each(linears: Mapping[str, nn.Linear], tensors: Mapping[str, Tensor]) -> None:
+    """Raises WeightMismatch if `tensors` are not exactly one A and one B of fitting shape for each linear."""
+    expected = {f"{name}.lora_{factor}" for name in linears for factor in "AB"}
+    odd = sorted(expected ^ tensors.keys())
+    if odd:
+        raise WeightMismatch(f"adapter and model differ in {len(odd)} tensors, first {odd[0]}")
+    for name, linear in linears.items():
+        a, b, wanted = tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"], tuple(linear.weight.shape)
+        if (b.shape[0], a.shape[1]) != wanted or b.shape[1] != a.shape[0]:
+            shapes = f"B {tuple(b.shape)} @ A {tuple(a.shape)}"
+            raise WeightMismatch(f"{name}: {shapes} does not give {wanted}")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import ftfy
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, UMT5EncoderModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -23,10 +24,14 @@ from astrolabe_ray.models.original_text_encoder import read_original_text_encode
 class TextEncoder:
     """Frozen text encoder and its tokenizer."""
 
-    def __init__(self, network: UMT5EncoderModel, tokenizer: Any, text_len: int) -> None:
+    def __init__(
+        self, network: UMT5EncoderModel, tokenizer: Any, text_len: int, device: torch.device | str
+    ) -> None:
+        """`device`: where prompts are encoded; the network may lie elsewhere."""
         self._network: Any = network
         self._tokenizer = tokenizer
         self._text_len = text_len
+        self._device = torch.device(device)
 
     @classmethod
     def load(
@@ -36,20 +41,24 @@ class TextEncoder:
         text_len: int,
         device: torch.device | str,
         dtype: torch.dtype,
+        *,
+        on_host: bool = False,
     ) -> TextEncoder:
         """Read folders as transformers saves them, or the original file; no network access.
 
-        `text_len`: tokens per prompt. Raises ConfigError if files are absent or damaged, or weights do
+        `text_len`: tokens per prompt. `on_host`: the weights stay in host memory and are on `device` only
+        while prompts are encoded. Raises ConfigError if files are absent or damaged, or weights do
         not fit.
         """
         network = mapped_text_encoder(text_encoder_path, dtype)
         tokenizer = load_tokenizer(tokenizer_path)
-        placed(network, device, dtype)
-        return cls(network, tokenizer, text_len)
+        placed(network, "cpu" if on_host else device, dtype)
+        return cls(network, tokenizer, text_len, device)
 
     def to(self, device: torch.device) -> None:
         """Move the network; prompts are encoded where it is."""
         self._network.to(device)
+        self._device = device
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
@@ -61,9 +70,24 @@ class TextEncoder:
             max_length=self._text_len,
             return_tensors="pt",
         )
-        ids, mask = tokens.input_ids.to(self._network.device), tokens.attention_mask.to(self._network.device)
-        embeddings_BLD = self._network(ids, mask).last_hidden_state
+        ids, mask = tokens.input_ids.to(self._device), tokens.attention_mask.to(self._device)
+        with visiting(self._network, self._device):
+            embeddings_BLD = self._network(ids, mask).last_hidden_state
         return embeddings_BLD.masked_fill(mask.unsqueeze(-1) == 0, 0.0)
+
+
+@contextmanager
+def visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """A frozen `network` computes on `device` inside of this block, with copies of what lies elsewhere."""
+    tensors = [*network.parameters(), *network.buffers()]
+    homes = [tensor.data for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.to(device)
+        yield
+    finally:
+        for tensor, home in zip(tensors, homes, strict=True):
+            tensor.data = home
 
 
 def mapped_text_encoder(path: Path, dtype: torch.dtype | Literal["auto"] = "auto") -> UMT5EncoderModel:

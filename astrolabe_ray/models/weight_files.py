@@ -24,6 +24,7 @@ _KINDS = {  # by what the names of the tensors hold or begin with
     "a text encoder": re.compile(r"token_embedding\.|shared\.|encoder\.block\."),
     "a VAE": re.compile(r"decoder\.|quant_conv\."),
 }
+_FOREIGN = re.compile(r"(GLOBAL|[Gg]lobal:?) (?P<type>[A-Za-z_]\w*(\.\w+)+)")  # in what weights_only refuses
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -47,10 +48,12 @@ def read_pickled(path: Path) -> Mapping[Any, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as reason:
-        if "Unsupported global" in str(reason):
+        found = _FOREIGN.search(str(reason))
+        if found is not None:
             raise ConfigError(
-                f"{path} holds Python objects besides tensors, which could run code; save its weights alone "
-                "with torch.save or as .safetensors"
+                f"{path} holds Python objects besides tensors, first a {found['type']}; reading them could "
+                "run code. If you trust where it comes from, save its weights alone, once: "
+                f"torch.save(torch.load('{path}', weights_only=False)[KEY OF THE WEIGHTS], NEW FILE)"
             ) from None
         raise ConfigError(f"{path} is damaged: {_defect(path) or 'no PyTorch file'}; copy it again") from None
     except (RuntimeError, OSError, EOFError) as reason:

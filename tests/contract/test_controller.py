@@ -598,6 +598,24 @@ def test_a_resumed_run_selects_the_samples_that_the_whole_run_selects() -> None:
     assert shares[1] == shares[0][2:] and shares[0][2:] != [0.1, 0.1]
 
 
+def test_a_step_whose_latents_were_lost_selects_the_samples_of_an_undisturbed_run() -> None:
+    """The share moved twice for it, and every later step penalised other samples."""
+    settings = config(
+        num_steps=4,
+        rollout={"num_groups": 4, "group_size": 8, "batch_size": 8},
+        algorithm={"kl_samples": "disagreeing", "main_reward": "fun"},
+    )
+    whole, hit = Stage(settings), Stage(settings)
+    whole.rewards.moduli = hit.rewards.moduli = (10_007, 9_973)
+    hit.learner.misses = [(), (5,), (6,)]  # the second step, twice
+    asyncio.run(whole.run())
+    asyncio.run(hit.run())
+    assert hit.learner.misses == []
+    shares = [[row["kl/share"] for row in stage.notebook.rows] for stage in (whole, hit)]
+    assert shares[1] == shares[0] and len(set(shares[0])) > 1
+    assert hit.learner.saved[-1][1]["kl_recent"] == whole.learner.saved[-1][1]["kl_recent"]
+
+
 def test_a_resumed_run_is_compared_with_the_evaluations_of_its_first_part() -> None:
     """It evaluates no policy of step 0 any more; and what is not comparable must not be compared."""
     whole = Stage(config())

@@ -99,6 +99,20 @@ async def test_a_video_follows_from_its_seed_prompt_and_policy_and_nothing_else(
     assert not any(map(is_same_video, first, other_prompt))
 
 
+async def test_what_rests_on_the_host_changes_no_video(model_root: Path) -> None:
+    """Models that go to and fro could leave a layer behind, or merge the second policy upon the first."""
+    videos = {}
+    for on_host in (False, True):
+        config = tiny_run(model_root, dtype="bfloat16", base_on_host=on_host, text_encoder_on_host=on_host)
+        assert RolloutActorSpec.of(config).base_on_host is on_host
+        async with local_pool(config, published(model_root, 1)) as pool:
+            first = await pool.generate(request(11, 12))
+            await pool.set_policy(published(model_root, 2))
+            videos[on_host] = first + await pool.generate(request(11, 12, prompt="a blue square"))
+    assert all(map(is_same_video, videos[False], videos[True]))
+    assert not is_same_video(videos[True][0], videos[True][2])
+
+
 async def test_the_records_name_each_video_and_carry_payloads_that_can_travel(model_root: Path) -> None:
     """A seed or index off by one pairs a reward with another video."""
     asked = RolloutRequest("train-3-1", "a red circle", (21, 22), (4, 5), VIEWS)

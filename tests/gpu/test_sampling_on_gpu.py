@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from actors.sampler import Sampler
+from astrolabe_ray.models.lora import MergedLinears, block_linears
+from astrolabe_ray.models.registry import resolve
+from astrolabe_ray.models.text_encoder import TextEncoder
 from astrolabe_ray.models.wan.architecture import WanArchitecture
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.models.wan.kernels import KERNELS, choose_kernel, obstacle
@@ -80,3 +83,27 @@ def test_a_model_samples_with_the_kernel_that_was_chosen_for_it() -> None:
         text = model.encode_text(prompts(1).to(CUDA))
         videos.append(torch.cat(list(sampler.sample(text, (3,), 9, 4, 6)), dim=1))
     assert (videos[0] - videos[1]).abs().mean() < 0.05
+
+
+def test_what_rests_on_the_host_gives_the_same_and_leaves_the_gpu() -> None:
+    """A base that is brought to the device in another precision, or a text encoder that stays there."""
+    weights = []
+    for on_host in (False, True):
+        model = random_model().to(CUDA, torch.bfloat16)
+        factors = {}
+        generator = torch.Generator().manual_seed(0)
+        for name, linear in block_linears(model).items():
+            factors[f"{name}.lora_A"] = torch.randn(2, linear.in_features, generator=generator)
+            factors[f"{name}.lora_B"] = torch.randn(linear.out_features, 2, generator=generator)
+        merged = MergedLinears(model, 0.5, base_on_host=on_host)
+        assert merged.load(factors) == merged.load(factors) == len(block_linears(model))
+        weights.append([linear.weight for linear in block_linears(model).values()])
+    assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
+    files = resolve("builtin:sprites")
+    before = torch.cuda.memory_allocated()
+    encoder = TextEncoder.load(files.text_encoder, files.tokenizer, 16, CUDA, torch.float32, on_host=True)
+    expected = TextEncoder.load(files.text_encoder, files.tokenizer, 16, "cpu", torch.float32)
+    found = encoder.encode(["a red circle"])
+    assert found.device.type == "cuda"
+    assert torch.cuda.memory_allocated() - before < 2 * found.untyped_storage().nbytes() + 2**20
+    torch.testing.assert_close(found.cpu(), expected.encode(["a red circle"]), atol=1e-3, rtol=1e-3)

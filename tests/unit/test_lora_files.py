@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,10 @@ from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from peft import PeftModel
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from astrolabe_ray.errors import ConfigError
-from astrolabe_ray.models.lora import MergedLinears, block_linears
+from astrolabe_ray.errors import ConfigError, WeightMismatch
+from astrolabe_ray.models.lora import MergedLinears, block_linears, merge_for_good
 from astrolabe_ray.models.lora_files import Lora, read_lora, require_lora_fits, write_lora
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.models.wan.names import to_diffusers
@@ -156,6 +159,44 @@ def test_merging_gives_the_adapters_output_and_unmerging_the_base_bitwise() -> N
         linears.load(lora.tensors)
     torch.testing.assert_close(flow_of(model), flow_of(merged(lora)), atol=1e-4, rtol=1e-4)
     linears.unload()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that tensors made inside held at once, but for those that `besides` holds."""
+
+    def __init__(self, besides: torch.nn.Module) -> None:
+        super().__init__()
+        self._known = {tensor.data_ptr() for tensor in besides.state_dict().values()}
+        self._made: list[weakref.ref[Tensor]] = []
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.data_ptr() not in self._known:
+            self._made.append(weakref.ref(result))
+        alive = [tensor for reference in self._made if (tensor := reference()) is not None]
+        self.peak = max(self.peak, sum(tensor.untyped_storage().nbytes() for tensor in alive))
+        return result
+
+
+def test_merging_for_good_needs_room_for_one_linear() -> None:
+    """A copy of all of them is 26 GB at 14B, for `generate` with a LoRA, which never takes it off again."""
+    model, lora = random_model(), random_lora()
+    with LiveBytes(model) as live:
+        merge_for_good(model, lora.tensors, lora.scale)
+    torch.testing.assert_close(flow_of(model), flow_of(merged(lora)), atol=1e-4, rtol=1e-4)
+    sizes = [4 * linear.weight.numel() for linear in block_linears(model).values()]
+    assert 0 < live.peak < 4 * max(sizes) < sum(sizes) / 2
+
+
+def test_a_merge_that_does_not_fit_writes_nothing() -> None:
+    """Half a LoRA would make videos of no model at all."""
+    model, lora = random_model(), random_lora()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    last = list(lora.tensors)[-1]
+    with pytest.raises(WeightMismatch, match="differ in 1 tensors"):
+        merge_for_good(model, {n: t for n, t in lora.tensors.items() if n != last}, lora.scale)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

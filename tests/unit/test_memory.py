@@ -16,7 +16,6 @@ from astrolabe_ray.config.loader import load
 from astrolabe_ray.config.memory import (
     DECODER_KEPT,
     GB,
-    MODEL_SIZES,
     block_bytes_per_token,
     block_linear_params,
     kv_cache_bytes,
@@ -24,6 +23,7 @@ from astrolabe_ray.config.memory import (
     lora_params,
     memory_by_role,
     rollout_actor,
+    sizes_by_name,
     train_frames,
     transformer_params,
 )
@@ -36,6 +36,7 @@ from astrolabe_ray.models.wan.kv_cache import KVCache
 from astrolabe_ray.models.wan.transformer import CausalWanModel
 
 ROOT = Path(__file__).parents[2]
+MODEL_SIZES = sizes_by_name()
 SPRITES = MODEL_SIZES["tiny_sprites"].transformer
 WEIGHTS = ROOT / "astrolabe_ray" / "data" / "sprites" / "weights"
 
@@ -232,3 +233,54 @@ def test_every_role_of_a_plan_has_its_memory() -> None:
         "reward server hpsv3",
         "reward server videoreward",
     ]
+
+
+def test_every_base_model_has_sizes() -> None:
+    """A dry run of a named model would say that its memory is unknown."""
+    assert sizes_by_name().keys() == BASE_MODELS.keys()
+
+
+def test_the_base_on_the_host_leaves_its_bytes_to_the_gpu() -> None:
+    """400 linears of the 14B model, twice on each card: no card of 80 GB holds that and a KV cache."""
+    here, away = (
+        rollout_actor(
+            preset("krea14b_video_hpsv3", f"rollout.base_on_host={on_host}"), MODEL_SIZES["krea14b"]
+        )
+        for on_host in ("false", "true")
+    )
+    linears = 40 * (8 * (5120 * 5120 + 5120) + 2 * 5120 * 13824 + 5120 + 13824)
+    assert sum(here.values()) - sum(away.values()) == 2 * linears
+
+
+def test_a_visiting_text_encoder_counts_beyond_what_comes_after_it() -> None:
+    """It is gone before a video is decoded: both together would be counted and never be there."""
+    text_encoder = 2 * 5_680_910_336
+    for role in (rollout_actor, learner_rank):
+        section = "rollout" if role is rollout_actor else "learner"
+        here, away = (
+            role(
+                preset("krea14b_video_hpsv3", f"{section}.text_encoder_on_host={on_host}"),
+                MODEL_SIZES["krea14b"],
+            )
+            for on_host in ("false", "true")
+        )
+        after = "activations", "decoding", "kept activations", "activations of a block"
+        later = sum(here.get(name, 0) for name in after)
+        assert here["text encoder"] == text_encoder
+        resting = sum(here.values()) - text_encoder - later
+        assert sum(away.values()) == pytest.approx(resting + max(text_encoder, later))
+
+
+@pytest.mark.parametrize("name", ["krea14b_video_hpsv3", "krea14b_video_multi_reward_48gpu"])
+def test_a_card_of_80_gb_holds_each_process_of_the_14b_presets(name: str) -> None:
+    """The model twice, 94 GiB in a rollout actor."""
+    fullest = max(sum(parts.values()) for parts in memory_by_role(preset(name)).values())
+    assert fullest / 2**30 < 78
+
+
+def test_one_gpu_of_80_gb_holds_a_run_of_the_1_3b_models() -> None:
+    """Two text encoders on one card were more than it has."""
+    for model in ("longlive", "self_forcing"):
+        config = load(f"{ROOT / 'configs'}/nft_{model}.py:{model}_video_multi_reward_1gpu")
+        found = memory_by_role(config)
+        assert sum(sum(parts.values()) for parts in found.values()) / 2**30 < 78, model

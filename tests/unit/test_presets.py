@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from astrolabe_ray.config.base_models import BASE_MODELS
 from astrolabe_ray.config.loader import load, presets_in
+from astrolabe_ray.config.nft_recipes import HPSV3, krea, wan
 from astrolabe_ray.config.plan import make_plan
 from astrolabe_ray.config.schema import RunConfig
+from astrolabe_ray.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 KEYS = {"H": "video_hpsv3_local", "MQ": "videoalign_mq_score", "TA": "videoalign_ta_score"}
@@ -79,6 +84,21 @@ longlive_video_hpsv3_4gpu                       4  H           24   8  3  1e-4  
 longlive_video_multi_reward_1gpu                1  H+MQ         8   6  1  1e-4  1e-5  10   21  -
 longlive_video_multi_reward_2gpu                2  H+MQ        12   8  3  1e-4  1e-5  10   21  -
 longlive_video_multi_reward_4gpu                4  H+MQ        24   8  3  1e-4  1e-5  10   21  -
+self_forcing_video_multi_reward_1gpu            1  H+MQ         8   6  1  1e-4  1e-5  10   21  -
+self_forcing_video_multi_reward_2gpu            2  H+MQ        12   8  3  1e-4  1e-5  10   21  -
+self_forcing_video_multi_reward_4gpu            4  H+MQ        24   8  3  1e-4  1e-5  10   21  -
+casual_forcing_video_hpsv3_1gpu                 1  H            8   6  1  1e-4  1e-5  30   21  -
+casual_forcing_video_hpsv3_2gpu                 2  H           12   8  3  1e-4  1e-5  30   21  -
+casual_forcing_video_hpsv3_4gpu                 4  H           24   8  3  1e-4  1e-5  30   21  -
+casual_forcing_video_multi_reward_1gpu          1  H+MQ         8   6  1  1e-4  2e-5  30   21  -
+casual_forcing_video_multi_reward_2gpu          2  H+MQ        12   8  3  1e-4  2e-5  30   21  -
+casual_forcing_video_multi_reward_4gpu          4  H+MQ        24   8  3  1e-4  2e-5  30   21  -
+krea14b_video_hpsv3_1gpu                        1  H            4   2  1  1e-4  1e-5  30   21  -
+krea14b_video_hpsv3_2gpu                        2  H            8   2  1  1e-4  1e-5  30   21  -
+krea14b_video_hpsv3_4gpu                        4  H            8   4  1  1e-4  1e-5  30   21  -
+krea14b_video_multi_reward_1gpu                 1  H+MQ         4   2  1  1e-4  1e-5  30   21  -
+krea14b_video_multi_reward_2gpu                 2  H+MQ         8   2  1  1e-4  1e-5  30   21  -
+krea14b_video_multi_reward_4gpu                 4  H+MQ         8   4  1  1e-4  1e-5  30   21  -
 """
 
 
@@ -198,4 +218,33 @@ def test_the_table_knows_every_full_size_preset() -> None:
         for name in presets_in(file)
     }
     assert shipped == {(row.file, row.name) for row in GOLDEN}
-    assert len(GOLDEN) == 48 + 11
+    assert len(GOLDEN) == 48 + 26
+
+
+@pytest.mark.parametrize(
+    ("recipe", "num_gpus"),
+    [(wan, 6), (wan, 0), (krea, 6), (krea, 32)],
+    ids=lambda x: getattr(x, "__name__", x),
+)
+def test_a_number_of_gpus_without_a_scale_names_the_scales(
+    recipe: Callable[..., RunConfig], num_gpus: int
+) -> None:
+    """A bare KeyError, from a preset that someone has just written."""
+    base = ("self_forcing",) if recipe is wan else ()
+    with pytest.raises(
+        ConfigError, match=rf"mine: .* for {num_gpus} GPUs; use one of 1, 2, 4, 8, 16, 24, 48"
+    ):
+        recipe("mine", *base, HPSV3, num_gpus=num_gpus)
+
+
+@pytest.mark.parametrize(("chunk", "expected"), [(1, 21), (2, 20), (3, 21), (4, 20), (5, 20)])
+def test_a_recipe_makes_whole_chunks_of_its_frames(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, expected: int
+) -> None:
+    """81 frames, the default, are 21 latent frames: the plan refuses those of a model with chunks of 2."""
+    base = BASE_MODELS["self_forcing"]
+    mine = dataclasses.replace(base, config=base.model_config(chunk_frames=chunk))
+    monkeypatch.setitem(BASE_MODELS, "self_forcing", mine)
+    config = wan("mine", "self_forcing", HPSV3, num_gpus=8)
+    assert config.model.num_latent_frames == expected
+    assert make_plan(config).num_chunks == expected // chunk

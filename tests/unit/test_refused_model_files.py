@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,6 +20,7 @@ from astrolabe_ray.models.original_text_encoder import read_original_text_encode
 from astrolabe_ray.models.original_vae import read_original_vae
 from astrolabe_ray.models.registry import load_transformer
 from astrolabe_ray.models.wan.architecture import WAN_1_3B, WAN_14B
+from astrolabe_ray.models.weight_files import read_pickled
 from tests.published_layouts import (
     loaded,
     original_text_encoder_shapes,
@@ -114,6 +117,30 @@ def test_a_pickle_with_objects_is_refused(base: Path, tmp_path: Path) -> None:
     torch.save({"model": transformer_tensors(), "args": Harmful()}, tmp_path / "a.pt")
     with pytest.raises(ConfigError, match="holds Python objects besides tensors"):
         loaded(base, tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("held", "name"),
+    [
+        (Harmful(), r"\w*\.?test_refused_model_files\.Harmful"),
+        (Namespace(lr=1e-4), r"argparse\.Namespace"),
+        (np.float64(0.5), r"numpy\.\S*core\.multiarray\.scalar"),
+        (Path("runs"), r"pathlib\.\S*PosixPath"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_published_file_with_objects_names_their_type_and_the_way_out(
+    tmp_path: Path, held: object, name: str, zipped: bool
+) -> None:
+    """Whoever trained it saved its arguments beside the weights: what now, nobody said."""
+    path = tmp_path / "a.pt"
+    torch.save({"generator": {}, "args": held}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ConfigError) as caught:
+        read_pickled(path)
+    assert re.search(rf"first a \S*{name}; reading them could run code", str(caught.value)), str(caught.value)
+    way_out = re.escape(f"torch.save(torch.load('{path}', weights_only=False)[KEY")
+    assert re.search(way_out, str(caught.value))
 
 
 def test_a_checkpoint_beside_the_wrong_base_directory_names_both_sizes(base: Path, tmp_path: Path) -> None:

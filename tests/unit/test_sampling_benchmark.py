@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from actors.sampler import Sampler
 from astrolabe_ray.models.wan.context import ContextRule
 from benchmarks.plain_sampling import plain_sample
-from benchmarks.sampling import Counter
+from benchmarks.sampling import Counter, Ring, measure
 from tests.random_wan import prompts, random_model
 
 TIMESTEPS = (1000.0, 937.5, 625.0)
@@ -38,3 +40,43 @@ def test_copies_and_waits_are_counted() -> None:
         y.sum().item()
         torch.add(x, y)
     assert (counter.copied_bytes, counter.num_syncs) == (56, 1)
+
+
+def test_reads_masks_and_blocking_copies_are_waits() -> None:
+    """Only reads of one value were seen: a mask in the attention would have passed as free."""
+    x = torch.arange(6.0)
+    with Counter() as counter:
+        torch.nonzero(x)
+        x[x > 2]
+        x[x > 2] = torch.zeros(3)
+        x[x > 2] = 0.0  # fills in place, without looking for the places
+        torch.masked_select(x, x > 2)
+        x[torch.tensor([1, 2])]
+        x + 1
+    assert counter.num_syncs == 4
+    with FakeTensorMode(), Counter() as counter:
+        there = torch.empty(3, device="cuda")
+        here = there.to("cpu")
+        here.to("cuda")
+        here.to("cuda", non_blocking=True)
+        there.copy_(here)
+        there.copy_(here, non_blocking=True)
+        there.to(torch.bfloat16)
+    assert counter.num_syncs == 3
+
+
+def test_each_way_is_measured_without_the_cache_of_another() -> None:
+    """The memory of the plain way had the ring's cache in it."""
+    model, text, held = random_model(), prompts(1), []
+    ring = Ring(
+        lambda: Sampler(model, RULES[1], TIMESTEPS, 0.0),
+        lambda sampler: sampler.sample(model.encode_text(text), (3,), 6, 4, 6),
+    )
+
+    def plain() -> Tensor:
+        held.append(ring._sampler._cache)
+        return torch.zeros(1)
+
+    measure({"ring": ring, "plain": plain}, 21, 2, 1, "cpu", drop_cache=ring.drop_cache)
+    assert held[0] is not None, "while they are timed it stays"
+    assert held[1:] == [None]

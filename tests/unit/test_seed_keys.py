@@ -36,11 +36,13 @@ def changed_by(*overrides: str) -> set[str]:
         ("num_frames=240", "model.num_latent_frames = 60"),
         ("num_frames=45", "model.num_latent_frames = 12"),
         ("eval_num_frames=240", "evaluation.num_latent_frames = 60"),
+        ("streaming.eval_num_frames=240", "evaluation.num_latent_frames = 60"),
         ("streaming.window_size=12", "algorithm.train_window_frames = 12"),
         ("streaming.sample_frames=240", "model.num_latent_frames = 240"),
         ("streaming.window_selection=random", "algorithm.window_start = random"),
         ("streaming.window_selection=first", "algorithm.window_start = 0"),
         ("streaming.window_choices=[21]", "algorithm.window_start = 21"),
+        ("streaming.window_choices=21", "algorithm.window_start = 21"),
         ("height=240", "model.height = 240"),
         ("width=416", "model.width = 416"),
         ("model_kwargs.local_attn_size=-1", "model.window_frames = none"),
@@ -49,6 +51,7 @@ def changed_by(*overrides: str) -> set[str]:
         ("model_kwargs.timestep_shift=3", "model.timestep_shift = 3.0"),
         ("denoising_step_list=[1000, 500]", "model.denoising_steps = 1000,500"),
         ("denoising_step_list=1000,500", "model.denoising_steps = 1000,500"),
+        ("denoising_step_list=1000", "model.denoising_steps = 1000"),
         ("train.ema=False", "algorithm.ema_decay = 0.0"),
         ("train.max_grad_norm=0.5", "learner.max_grad_norm = 0.5"),
         ("train.adv_clip_max=2", "algorithm.adv_clip_max = 2.0"),
@@ -63,6 +66,27 @@ def changed_by(*overrides: str) -> set[str]:
 def test_an_old_key_changes_the_option_that_it_was_called_before(old: str, new: str) -> None:
     """A command line of the release would train something else, `beta` above all."""
     assert changed_by(old) == {new}
+
+
+def test_the_window_of_the_release_is_the_one_that_its_command_line_asks_for() -> None:
+    """A choice from a list of one was refused, though the preset of the same name makes it."""
+    old = ["streaming.window_selection=random_choice", "streaming.window_choices=[21]"]
+    for order in (old, old[::-1]):
+        assert changed_by(*order) == {"algorithm.window_start = 21"}
+    assert translated(old[:1]) == (
+        [],
+        [
+            "streaming.window_selection=random_choice is taken for the only entry of "
+            "streaming.window_choices: --config.algorithm.window_start stays as it is"
+        ],
+    )
+
+
+@pytest.mark.parametrize("text", ["1000.5", "['a']", "True"])
+def test_a_schedule_of_no_whole_numbers_says_what_one_is(text: str) -> None:
+    """'int' object is not iterable."""
+    with pytest.raises(ConfigError, match=r"must be a whole number or a list of them, as in \[1000,500\]"):
+        translated([f"denoising_step_list={text}"])
 
 
 def test_a_folder_of_prompts_sets_both_lists() -> None:
@@ -107,7 +131,10 @@ def test_a_key_that_did_nothing_is_refused_with_the_reason(old: str, words: str)
     [
         "num_frames=many",
         "decay_type=5",
-        "denoising_step_list=1000",
+        "denoising_step_list=fast",
+        "denoising_step_list={1000: 1}",
+        "denoising_step_list=[]",
+        "streaming.window_selection=middle",
         "train.adam_beta1=0.8",
         "train.ema=x",
         "streaming.window_choices=[0,21]",
