@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astrolabe_ray.cli.app import make_app
-from astrolabe_ray.cli.wiring import ServerLine, Wiring, WorkerRoom
+from astrolabe_ray.cli.wiring import DoorOptions, ServerLine, Wiring, WorkerRoom
 from astrolabe_ray.config.schema import ModelConfig, RewardConfig, RunConfig
 from astrolabe_ray.errors import AstrolabeError, ConfigError
 from astrolabe_ray.video_tasks import VideoModelSpec, VideoPlan, VideoPool
@@ -128,8 +128,22 @@ def running_rewards(config: RunConfig) -> Collection[str]:
 
 def reward_servers() -> Sequence[ServerLine]:
     from reward_servers.deploy import status
+    from reward_servers.door import doors
 
-    return [ServerLine(server.name, server.status, server.num_replicas) for server in status()]
+    return [ServerLine(server.name, server.status, server.num_replicas) for server in (*status(), *doors())]
+
+
+def open_door(config: RunConfig, options: DoorOptions) -> str:
+    from reward_servers.door import DoorSpec, open_door
+    from reward_servers.http_guard import digest_of
+
+    return open_door(DoorSpec(config.rewards, options.host, options.port, digest_of(options.token)))
+
+
+def close_doors() -> None:
+    from reward_servers.door import close_doors
+
+    close_doors()
 
 
 WIRING = Wiring(
@@ -144,6 +158,8 @@ WIRING = Wiring(
     stop_rewards=stop_rewards,
     running_rewards=running_rewards,
     reward_servers=reward_servers,
+    open_door=open_door,
+    close_doors=close_doors,
 )
 
 if __name__ == "__main__":

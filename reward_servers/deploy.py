@@ -75,13 +75,13 @@ def ensure(specs: Sequence[ServerSpec]) -> None:
             raise InfraFailure(f"of the reward servers {names} one does not start: {error}") from error
 
 
-def status() -> list[ServerStatus]:
-    """All reward servers of the cluster, by name. Starts nothing."""
+def status(prefix: str = PREFIX) -> list[ServerStatus]:
+    """All reward servers of the cluster, or other applications of ours, by name. Starts nothing."""
     if not _serve_runs():
         return []
     found = []
     for name, app in sorted(serve.status().applications.items()):
-        if name.startswith(PREFIX):
+        if name.startswith(prefix):
             replicas = sum(sum(d.replica_states.values()) for d in app.deployments.values())
             found.append(ServerStatus(name, app.status.value, replicas))
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from astrolabe_ray.config.scorer_cards import scorer_name
 from astrolabe_ray.errors import DataFailure
 from astrolabe_ray.roles import RewardPool
 from astrolabe_ray.video_scoring import Keep, rollout_of
+from reward_servers.messages import Point, ServedReward
 from reward_servers.scorers import card_of
 from reward_servers.uploads import Refused
 
@@ -20,31 +20,7 @@ MIN_WINDOW_FRAMES = 9
 """Of a window of a scorer that looks at motion: three latent frames of Wan."""
 
 PoolOf = Callable[[Sequence[RewardConfig]], RewardPool]
-"""A pool, started, of some of the rewards. Called once for each combination that is asked for."""
-
-
-@dataclass(frozen=True)
-class ServedReward:
-    """A reward that can be asked for. Example: `ServedReward("clip_score", "clip", "...", "MIT", 8, ...)`."""
-
-    key: str
-    scorer: str
-    summary: str
-    licence: str
-    num_frames: int | None  # that it looks at, evenly spaced; None: all
-    height: int | None  # pixels that they are scaled to; None: as they are
-    width: int | None
-    grayscale: bool
-    frame_by_frame: bool  # its curve has single frames; otherwise windows
-
-
-@dataclass(frozen=True)
-class Point:
-    """The score of frames `first` to `end` (exclusive) of a video. Example: `Point(0, 9, 0.81)`."""
-
-    first: int
-    end: int
-    score: float
+"""A pool of some of the rewards. Called once for each combination that is asked for."""
 
 
 class Desk:
@@ -67,7 +43,7 @@ class Desk:
 
     async def score(self, video: np.ndarray, prompt: str, keys: Sequence[str]) -> dict[str, float]:
         """Of `video` uint8 [F, 3, H, W]. Raises DataFailure for what a scorer can't judge, InfraFailure."""
-        pool = self._pool(tuple(keys))
+        pool = await self._pool(tuple(keys))
         rollout = await asyncio.to_thread(rollout_of, video, prompt, pool, self._keep)
         (scores,) = await pool.score([rollout])
         return scores.values
@@ -92,9 +68,11 @@ class Desk:
                     found[key].append(Point(first, end, answer[key]))
         return found
 
-    def _pool(self, keys: tuple[str, ...]) -> RewardPool:
+    async def _pool(self, keys: tuple[str, ...]) -> RewardPool:
         if keys not in self._pools:
-            self._pools[keys] = self._pool_of([self._rewards[key] for key in keys])
+            pool = self._pool_of([self._rewards[key] for key in keys])
+            await pool.start()
+            self._pools[keys] = pool
         return self._pools[keys]
 
 

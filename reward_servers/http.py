@@ -21,8 +21,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from astrolabe_ray.errors import DataFailure, InfraFailure
-from reward_servers.desk import Desk, Point, ServedReward, check_prompt, reason_of
+from reward_servers.desk import Desk, check_prompt, reason_of
 from reward_servers.http_guard import RETRY_AFTER_S, Guard, problem
+from reward_servers.messages import Point, ServedReward
 from reward_servers.mp4_frames import Decoders
 from reward_servers.route_list import route_list
 from reward_servers.uploads import Refused, UploadLimits, kind_of, read_npy

@@ -78,11 +78,12 @@ def read_mp4(content: bytes, limits: UploadLimits) -> np.ndarray:
     Only the mp4 demuxer is let near the file: others open what a file names.
     """
     import av
+    from av.error import FFmpegError
 
     try:
         with av.open(io.BytesIO(content), format="mov") as file:
             frames = list(_checked(file, limits))
-    except av.error.FFmpegError as reason:
+    except FFmpegError as reason:
         raise Refused("bad_mp4", f"the mp4 can't be decoded: {reason}"[:200]) from None
     if not frames:
         raise Refused("no_frames", "no frame of the mp4 can be decoded")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,15 @@ class ServerLine:
     name: str
     status: str
     num_replicas: int
+
+
+@dataclass(frozen=True)
+class DoorOptions:
+    """Where reward servers are reached by HTTP, and by whom. Example: `DoorOptions("::1", 8100, "...")`."""
+
+    host: str
+    port: int
+    token: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -61,3 +70,6 @@ class Wiring:
     """Scorers of the config's rewards whose server runs already."""
     reward_servers: Callable[[], Sequence[ServerLine]]
     """All reward servers of the cluster."""
+    open_door: Callable[[RunConfig, DoorOptions], str]
+    """Open an HTTP door to the reward servers of a config, which run already; its URL."""
+    close_doors: Callable[[], None]

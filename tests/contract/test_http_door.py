@@ -258,6 +258,8 @@ class Slow:
     def __init__(self, go: threading.Event) -> None:
         self._go, self.num_asked = go, 0
 
+    async def start(self) -> None: ...
+
     async def score(self, rollouts: Sequence[Rollout]) -> list[Scores]:
         self.num_asked += 1
         await asyncio.to_thread(self._go.wait, 20)
@@ -302,6 +304,8 @@ def test_what_goes_wrong_behind_the_door_is_told_as_what_it_is(
 
     class Failing:
         views = (FrameSpec(),)
+
+        async def start(self) -> None: ...
 
         async def score(self, rollouts: Sequence[Rollout]) -> list[Scores]:
             raise failure
