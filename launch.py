@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astrolabe_ray.cli.app import make_app
-from astrolabe_ray.cli.wiring import DoorOptions, ServerLine, Wiring, WorkerRoom
+from astrolabe_ray.cli.wiring import DoorOptions, ServerLine, VideoScorer, Wiring, WorkerRoom
 from astrolabe_ray.config.schema import ModelConfig, RewardConfig, RunConfig
 from astrolabe_ray.errors import AstrolabeError, ConfigError
 from astrolabe_ray.video_tasks import VideoModelSpec, VideoPlan, VideoPool
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from astrolabe_ray.roles import RewardPool
     from astrolabe_ray.run import Roles
 
@@ -82,6 +84,31 @@ def make_video_rewards(rewards: Sequence[RewardConfig], is_local: bool) -> Rewar
     from reward_servers.pool import ServeRewardPool
 
     return ServeRewardPool(rewards)
+
+
+def pool_scorer(rewards: Sequence[RewardConfig], is_local: bool) -> VideoScorer:
+    from reward_servers.file_scoring import PoolScorer
+
+    pool = make_video_rewards(rewards, is_local)
+    if is_local:
+        return PoolScorer(pool, keep=lambda array: array)
+    import ray
+
+    return PoolScorer(pool, keep=ray.put)
+
+
+def door_scorer(url: str, token: str, rewards: Sequence[str]) -> VideoScorer:
+    from reward_servers.file_scoring import DoorScorer
+
+    return DoorScorer(url, token, rewards)
+
+
+def video_of_size(file: Path, size: tuple[int, int]) -> np.ndarray:
+    from astrolabe_ray.data.frames import derive_view
+    from astrolabe_ray.types import FrameSpec
+    from reward_servers.file_scoring import read_video
+
+    return derive_view(read_video(file), FrameSpec(height=size[0], width=size[1]))
 
 
 def make_roles(config: RunConfig) -> Roles:
@@ -153,6 +180,9 @@ WIRING = Wiring(
     plan_scenes=plan_scenes,
     make_video_pool=make_video_pool,
     make_video_rewards=make_video_rewards,
+    pool_scorer=pool_scorer,
+    door_scorer=door_scorer,
+    video_of_size=video_of_size,
     make_roles=make_roles,
     start_rewards=start_rewards,
     stop_rewards=stop_rewards,

@@ -29,13 +29,18 @@ RED = "a small red circle moves left on a black background"
 
 @contextmanager
 def local_door(
-    pool_of: PoolOf = LocalRewardPool, *, keys: Sequence[str] = KEYS, max_requests: int = 16, **limits: Any
+    pool_of: PoolOf = LocalRewardPool,
+    *,
+    keys: Sequence[str] = KEYS,
+    token: str = TOKEN,
+    max_requests: int = 16,
+    **limits: Any,
 ) -> Iterator[str]:
     """Its URL. `limits`: fields of UploadLimits."""
     desk = Desk([RewardConfig(key=key) for key in keys], pool_of, keep=lambda array: array)
     app = make_app(
         desk,
-        token_digest=digest_of(TOKEN),
+        token_digest=digest_of(token),
         limits=replace(UploadLimits(), **limits),
         max_requests=max_requests,
     )

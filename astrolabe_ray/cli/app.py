@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from astrolabe_ray.cli.generate_flags import add_generate
-from astrolabe_ray.cli.score_flags import Host, Http, Port, TokenFile
+from astrolabe_ray.cli.score_flags import Host, Http, Port, TokenFile, add_score
 from astrolabe_ray.cli.token import read_token
 from astrolabe_ray.cli.wiring import DoorOptions, Wiring
 from astrolabe_ray.config.overrides import PREFIX
@@ -75,6 +75,7 @@ def make_app(wiring: Wiring) -> typer.Typer:
     )
     _add_train(app, wiring)
     add_generate(app, wiring)
+    add_score(app, wiring)
     _add_pretrain(app)
     _add_rewards(app, wiring)
     _add_report(app)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from astrolabe_ray.config.schema import ModelConfig, RewardConfig, RunConfig
 from astrolabe_ray.video_tasks import VideoModelSpec, VideoPlan, VideoPool
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from astrolabe_ray.roles import RewardPool
     from astrolabe_ray.run import Roles
 
@@ -42,6 +44,16 @@ class WorkerRoom:
     num_gpus: float
 
 
+class VideoScorer(Protocol):
+    """Scores finished videos one by one."""
+
+    def score(self, video: Path | np.ndarray, prompt: str) -> Mapping[str, float]:
+        """Of a file or frames uint8 [F, 3, H, W], by reward key. Raises DataFailure, InfraFailure."""
+        ...
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Wiring:
     """Doors to the roles. Each one imports its role when it is opened, so that errors come fast."""
@@ -59,6 +71,12 @@ class Wiring:
     """Workers that make videos, not started; without room: one in this process, without Ray."""
     make_video_rewards: Callable[[Sequence[RewardConfig], bool], RewardPool]
     """What scores them, not started; True: in this process, without Ray."""
+    pool_scorer: Callable[[Sequence[RewardConfig], bool], VideoScorer]
+    """What scores finished videos; True: in this process, without Ray."""
+    door_scorer: Callable[[str, str, Sequence[str]], VideoScorer]
+    """The same through the HTTP door of this URL, with this token; of these rewards, or of all for none."""
+    video_of_size: Callable[[Path, tuple[int, int]], np.ndarray]
+    """A file's frames uint8 [F, 3, H, W], brought to a height and a width. Raises DataFailure."""
 
     # Those below need a connection to Ray.
     make_roles: Callable[[RunConfig], Roles]
