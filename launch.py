@@ -18,8 +18,6 @@ from astrolabe_ray.errors import AstrolabeError, ConfigError
 from astrolabe_ray.video_tasks import VideoModelSpec, VideoPlan, VideoPool
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from astrolabe_ray.roles import RewardPool
     from astrolabe_ray.run import Roles
 
@@ -103,14 +101,6 @@ def door_scorer(url: str, token: str, rewards: Sequence[str]) -> VideoScorer:
     return DoorScorer(url, token, rewards)
 
 
-def video_of_size(file: Path, size: tuple[int, int]) -> np.ndarray:
-    from astrolabe_ray.data.frames import derive_view
-    from astrolabe_ray.types import FrameSpec
-    from reward_servers.file_scoring import read_video
-
-    return derive_view(read_video(file), FrameSpec(height=size[0], width=size[1]))
-
-
 def make_roles(config: RunConfig) -> Roles:
     from actors.pool import RayRolloutPool
     from astrolabe_ray.run import Roles
@@ -182,7 +172,6 @@ WIRING = Wiring(
     make_video_rewards=make_video_rewards,
     pool_scorer=pool_scorer,
     door_scorer=door_scorer,
-    video_of_size=video_of_size,
     make_roles=make_roles,
     start_rewards=start_rewards,
     stop_rewards=stop_rewards,

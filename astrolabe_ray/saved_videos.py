@@ -1,7 +1,6 @@
 """Videos that a run or `generate` left behind, with their prompts and the scores that they got then.
 
-No torch here. A run writes small videos enlarged by whole numbers so that people see something; what is
-scored anew is brought back to the size that the model made.
+No torch here.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ class SavedVideo:
     name: str = ""  # within its folder, e.g. "after/003.mp4"
     phase: str = ""  # of the evaluation: "before", "step-<n>", "after"
     scores: dict[str, float] = field(default_factory=dict)  # that it got when it was made
-    size: tuple[int, int] | None = None  # height and width that the model made; None: the file's
 
 
 def videos_of(folder: Path) -> list[SavedVideo]:
@@ -53,32 +51,17 @@ def videos_of(folder: Path) -> list[SavedVideo]:
 
 
 def _of_run(run: RunDir) -> list[SavedVideo]:
-    model: dict[str, Any] = read_json(run.config)["model"]
-    size = (int(model["height"]), int(model["width"]))
     return [
-        SavedVideo(
-            run.eval_videos / entry["file"],
-            entry["prompt"],
-            entry["file"],
-            entry["phase"],
-            entry["scores"],
-            size,
-        )
-        for entry in read_json(run.eval_videos / "index.json")
+        SavedVideo(run.eval_videos / e["file"], e["prompt"], e["file"], e["phase"], e["scores"])
+        for e in read_json(run.eval_videos / "index.json")
     ]
 
 
 def _of_generate(folder: Path, records: Sequence[dict[str, Any]]) -> list[SavedVideo]:
     return [
-        SavedVideo(
-            folder / record["video"],
-            record["prompt"],
-            record["video"],
-            scores=record.get("scores", {}),
-            size=_size_in(comment_of(folder / record["video"])),
-        )
-        for record in records
-        if record["video"] is not None
+        SavedVideo(folder / r["video"], r["prompt"], r["video"], scores=r.get("scores", {}))
+        for r in records
+        if r["video"] is not None
     ]
 
 
@@ -92,11 +75,6 @@ def prompt_of(file: Path) -> str:
     if not seed:
         raise ConfigError(f"{file} does not say what it shows; give --prompt TEXT")
     return prompt
-
-
-def size_of(file: Path) -> tuple[int, int] | None:
-    """Height and width that the model made, if the mp4 says it; the file's may be a multiple."""
-    return _size_in(comment_of(file))
 
 
 def comment_of(file: Path) -> str:
@@ -120,8 +98,3 @@ def _facts(comment: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _size_in(comment: str) -> tuple[int, int] | None:
-    model = _facts(comment).get("model", {})
-    return (int(model["height"]), int(model["width"])) if {"height", "width"} <= model.keys() else None

@@ -37,9 +37,8 @@ class PoolScorer:
         self._pool, self._keep, self._loop = pool, keep, asyncio.new_event_loop()
         self._loop.run_until_complete(pool.start())
 
-    def score(self, video: Path | np.ndarray, prompt: str) -> dict[str, float]:
-        frames = read_video(video) if isinstance(video, Path) else video
-        return self._loop.run_until_complete(score_video(self._pool, frames, prompt, self._keep))
+    def score(self, video: Path, prompt: str) -> dict[str, float]:
+        return self._loop.run_until_complete(score_video(self._pool, read_video(video), prompt, self._keep))
 
     def close(self) -> None:
         self._loop.run_until_complete(self._pool.stop())
@@ -53,7 +52,7 @@ class DoorScorer:
         """`rewards`: keys; none: all that the door serves."""
         self._client, self._rewards = ScoringClient(url, token), rewards
 
-    def score(self, video: Path | np.ndarray, prompt: str) -> dict[str, float]:
+    def score(self, video: Path, prompt: str) -> dict[str, float]:
         return self._client.score(video, prompt, self._rewards).scores
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from astrolabe_ray.report.video import enlargement, shrunk
 from reward_servers.uploads import Refused, UploadLimits, check_size
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +76,8 @@ def _answered(answer: bytes) -> np.ndarray:
 def read_mp4(content: bytes, limits: UploadLimits) -> np.ndarray:
     """Frames uint8 [F, 3, H, W], decoded in this process. Raises Refused.
 
+    What this project enlarged for people is brought back to the size that the model made.
+
     Only the mp4 demuxer is let near the file: others open what a file names.
     """
     import av
@@ -83,11 +86,14 @@ def read_mp4(content: bytes, limits: UploadLimits) -> np.ndarray:
     try:
         with av.open(io.BytesIO(content), format="mov") as file:
             frames = list(_checked(file, limits))
+            metadata = dict(file.metadata)
     except FFmpegError as reason:
         raise Refused("bad_mp4", f"the mp4 can't be decoded: {reason}"[:200]) from None
     if not frames:
         raise Refused("no_frames", "no frame of the mp4 can be decoded")
-    return np.stack(frames).transpose(0, 3, 1, 2)
+    video = np.stack(frames).transpose(0, 3, 1, 2)
+    factor = enlargement(metadata, *video.shape[2:])
+    return shrunk(video, factor) if factor > 1 else video
 
 
 def _checked(file: Any, limits: UploadLimits) -> Iterator[np.ndarray]:

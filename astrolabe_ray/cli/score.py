@@ -16,7 +16,7 @@ from astrolabe_ray.cli.wiring import VideoScorer, Wiring
 from astrolabe_ray.config.loader import load
 from astrolabe_ray.config.schema import ModelConfig, RewardConfig, RunConfig
 from astrolabe_ray.errors import ConfigError, DataFailure
-from astrolabe_ray.saved_videos import SavedVideo, prompt_of, size_of, videos_of
+from astrolabe_ray.saved_videos import SavedVideo, prompt_of, videos_of
 
 EMBEDDED = ("tiny_clip", "motion_quality", "image_quality")
 """Rewards that need no files."""
@@ -79,10 +79,7 @@ def _given(what: What) -> list[SavedVideo]:
     for file in what.videos:
         if not file.is_file():
             raise ConfigError(f"there is no file {file}")
-    return [
-        SavedVideo(file, what.prompt or prompt_of(file), str(file), size=size_of(file))
-        for file in what.videos
-    ]
+    return [SavedVideo(file, what.prompt or prompt_of(file), str(file)) for file in what.videos]
 
 
 @contextmanager
@@ -147,8 +144,7 @@ def _scored(video: SavedVideo, scorer: VideoScorer, wiring: Wiring) -> Scored:
         scenes = wiring.plan_scenes(video.prompt, ModelConfig(), None).scenes
         if len(scenes) != 1:
             raise DataFailure(f"it has {len(scenes)} scenes; a score is of one prompt")
-        shown = video.file if video.size is None else wiring.video_of_size(video.file, video.size)
-        return Scored(video, scorer.score(shown, scenes[0].prompt))
+        return Scored(video, scorer.score(video.file, scenes[0].prompt))
     except DataFailure as failure:
         return Scored(video, {}, str(failure))
 

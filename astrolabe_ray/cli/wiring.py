@@ -11,8 +11,6 @@ from astrolabe_ray.config.schema import ModelConfig, RewardConfig, RunConfig
 from astrolabe_ray.video_tasks import VideoModelSpec, VideoPlan, VideoPool
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from astrolabe_ray.roles import RewardPool
     from astrolabe_ray.run import Roles
 
@@ -47,8 +45,8 @@ class WorkerRoom:
 class VideoScorer(Protocol):
     """Scores finished videos one by one."""
 
-    def score(self, video: Path | np.ndarray, prompt: str) -> Mapping[str, float]:
-        """Of a file or frames uint8 [F, 3, H, W], by reward key. Raises DataFailure, InfraFailure."""
+    def score(self, video: Path, prompt: str) -> Mapping[str, float]:
+        """Of an mp4 or npy file, by reward key. Raises DataFailure, InfraFailure."""
         ...
 
     def close(self) -> None: ...
@@ -75,8 +73,6 @@ class Wiring:
     """What scores finished videos; True: in this process, without Ray."""
     door_scorer: Callable[[str, str, Sequence[str]], VideoScorer]
     """The same through the HTTP door of this URL, with this token; of these rewards, or of all for none."""
-    video_of_size: Callable[[Path, tuple[int, int]], np.ndarray]
-    """A file's frames uint8 [F, 3, H, W], brought to a height and a width. Raises DataFailure."""
 
     # Those below need a connection to Ray.
     make_roles: Callable[[RunConfig], Roles]

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from astrolabe_ray.config.schema import RewardConfig
+from astrolabe_ray.data.frames import derive_view
 from astrolabe_ray.data.sprites.captions import SpriteCaption
 from astrolabe_ray.data.sprites.clips import render_clips
 from astrolabe_ray.errors import DataFailure, InfraFailure
@@ -62,9 +63,17 @@ def test_an_mp4_is_scored_as_its_decoded_frames(door: str, clip: np.ndarray) -> 
     file = encode_mp4(clip, fps=8, comment="")
     answer = post(door, file, rewards="motion_quality, tiny_clip")
     assert answer.status == 200, answer
-    wanted = in_process(decode_mp4(file)[0], keys=("tiny_clip", "motion_quality"))
+    small = derive_view(decode_mp4(file)[0], FrameSpec(height=32, width=32))
+    wanted = in_process(small, keys=("tiny_clip", "motion_quality"))
     assert answer.body["scores"] == pytest.approx(wanted, abs=1e-6)
-    assert answer.body["curves"] == {}
+    assert (answer.body["height"], answer.body["curves"]) == (32, {}), "not as it was enlarged for people"
+
+
+def test_an_mp4_that_others_wrote_is_scored_as_it_is(door: str, clip: np.ndarray) -> None:
+    """A large picture that is taken for an enlarged small one."""
+    large = clip.repeat(6, axis=2).repeat(6, axis=3)
+    answer = post(door, encode_mp4(large, fps=8, comment=""), rewards="image_quality")
+    assert (answer.body["height"], answer.body["width"]) == (192, 192)
 
 
 def test_curves_are_scores_of_single_frames_and_of_windows(door: str, clip: np.ndarray) -> None:

@@ -42,7 +42,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         SpriteCaption("small", "red", "circle", "moves left", "black"),
         SpriteCaption("large", "blue", "star", "rotates in place", "white"),
     ]
-    facts = {"prompt": BLUE, "model": {"height": 32, "width": 32}}
+    facts = {"prompt": BLUE, "seed": 7}
     comments = [f"{RED} | seed 7 | policy 0.3 | after", json.dumps(facts)]
     files = [folder / "red.mp4", folder / "blue.mp4"]
     for file, clip, comment in zip(files, render_clips(captions, seed=3), comments, strict=True):
@@ -53,6 +53,11 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def what(*videos: Path, **more: Any) -> What:
     nothing = What((), None, None, (), None, None, None, False, False)
     return What(**{**vars(nothing), "videos": videos, **more})
+
+
+def small(file: Path) -> np.ndarray:
+    """The frames, 32 pixels wide as they were before they were enlarged for people."""
+    return derive_view(decode_mp4(file.read_bytes())[0], FrameSpec(height=32, width=32))
 
 
 def in_process(video: np.ndarray, prompt: str, keys: Sequence[str]) -> dict[str, float]:
@@ -68,9 +73,8 @@ def test_files_are_scored_with_the_prompts_that_they_say(
     score(what(*videos, as_json=True), WIRING)
     red, blue = json.loads(capsys.readouterr().out)
     assert [red["prompt"], blue["prompt"]] == [RED, BLUE]
-    assert red["scores"] == pytest.approx(in_process(decode_mp4(videos[0].read_bytes())[0], RED, keys))
-    small = derive_view(decode_mp4(videos[1].read_bytes())[0], FrameSpec(height=32, width=32))
-    assert blue["scores"] == pytest.approx(in_process(small, BLUE, keys))
+    assert red["scores"] == pytest.approx(in_process(small(videos[0]), RED, keys))
+    assert blue["scores"] == pytest.approx(in_process(small(videos[1]), BLUE, keys))
 
 
 def test_a_door_says_the_same_as_this_process(
@@ -117,7 +121,7 @@ def test_a_video_that_cannot_be_scored_is_named_and_the_others_are_scored(
     with pytest.raises(DataFailure, match=r"1 of 2 videos were not scored\n.*scenes.mp4: it has 2 scenes"):
         score(what(videos[0], scenes, rewards=("image_quality",)), WIRING)
     lines = capsys.readouterr().out.splitlines()
-    wanted = in_process(decode_mp4(videos[0].read_bytes())[0], RED, ["image_quality"])
+    wanted = in_process(small(videos[0]), RED, ["image_quality"])
     assert lines[1].endswith(f"{wanted['image_quality']:.4f}")
     assert lines[2].split() == [str(scenes), "-"]
     with pytest.raises(DataFailure, match=r"damaged\.mp4: the mp4 can't be decoded"):
@@ -136,9 +140,8 @@ def test_a_run_is_scored_anew_beside_its_old_scores(
     for entry, record in zip(index, records, strict=True):
         assert (record["phase"], record["prompt"]) == (entry["phase"], entry["prompt"])
         assert record["scores"] == entry["scores"]
-        video = decode_mp4((run / "eval_videos" / entry["file"]).read_bytes())[0]
-        small = derive_view(video, FrameSpec(height=32, width=32))
-        wanted = in_process(small, entry["prompt"], ["motion_quality", "image_quality"])
+        video = small(run / "eval_videos" / entry["file"])
+        wanted = in_process(video, entry["prompt"], ["motion_quality", "image_quality"])
         assert record["rescored"] == pytest.approx(wanted)
     content = read_json(run / "agreement.json")
     assert content["changes"]["tiny_clip"]["num_videos"] == 2
