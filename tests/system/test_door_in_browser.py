@@ -66,9 +66,10 @@ def test_a_video_is_scored_and_its_curves_stand_beside_it(
 ) -> None:
     """What a reader looks for: the numbers, where in the video they come from, and nothing from elsewhere."""
     enter_token(browser)
-    assert until(browser, "[...document.querySelectorAll('#rewards span')].map(s => s.textContent)") == list(
-        KEYS
-    )
+    assert until(
+        browser, "[...document.querySelectorAll('#rewards label span')].map(s => s.textContent)"
+    ) == list(KEYS)
+    assert not browser.find_element(By.ID, "result").is_displayed(), "an empty player"
     browser.find_element(By.ID, "file").send_keys(str(video))
     browser.find_element(By.ID, "prompt").send_keys(RED)
     browser.find_element(By.ID, "go").click()
