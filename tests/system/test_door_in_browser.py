@@ -51,8 +51,8 @@ def browser(door: str) -> Iterator[webdriver.Chrome]:
 
 
 def until(browser: webdriver.Chrome, expression: str) -> Any:
-    """Its value as soon as it is true, 20 s at most."""
-    wait = WebDriverWait(browser, 20, poll_frequency=0.05)
+    """Its value as soon as it is true, 60 s at most: a busy machine decodes and scores slowly."""
+    wait = WebDriverWait(browser, 60, poll_frequency=0.05)
     return wait.until(lambda b: b.execute_script(f"return {expression}"))
 
 
