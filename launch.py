@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astrolabe_ray.cli.app import make_app
-from astrolabe_ray.cli.wiring import Wiring, WorkerRoom
-from astrolabe_ray.config.schema import ModelConfig, RewardConfig, RunConfig
+from astrolabe_ray.cli.wiring import DoorOptions, VideoScorer, Wiring, WorkerRoom
+from astrolabe_ray.config.schema import ClusterConfig, ModelConfig, RewardConfig, RunConfig
 from astrolabe_ray.errors import AstrolabeError, ConfigError
-from astrolabe_ray.server_status import BenchResult, ServerStatus
+from astrolabe_ray.server_status import BenchResult, DoorStatus, ServerStatus
 from astrolabe_ray.video_tasks import VideoModelSpec, VideoPlan, VideoPool
 
 if TYPE_CHECKING:
@@ -76,7 +76,24 @@ def make_video_rewards(rewards: Sequence[RewardConfig], is_local: bool) -> Rewar
         return LocalRewardPool(rewards)
     from reward_servers.pool import ServeRewardPool
 
-    return ServeRewardPool(rewards)
+    return ServeRewardPool(rewards, client="videos", idle_timeout_s=ClusterConfig().reward_idle_timeout_s)
+
+
+def pool_scorer(rewards: Sequence[RewardConfig], is_local: bool) -> VideoScorer:
+    from reward_servers.file_scoring import PoolScorer
+
+    pool = make_video_rewards(rewards, is_local)
+    if is_local:
+        return PoolScorer(pool, keep=lambda array: array)
+    import ray
+
+    return PoolScorer(pool, keep=ray.put)
+
+
+def door_scorer(url: str, token: str, rewards: Sequence[str]) -> VideoScorer:
+    from reward_servers.file_scoring import DoorScorer
+
+    return DoorScorer(url, token, rewards)
 
 
 def make_roles(config: RunConfig) -> Roles:
@@ -146,12 +163,33 @@ def bench_rewards(name: str, seconds: float, in_flight: int, size: tuple[int, in
     return bench(name, seconds=seconds, in_flight=in_flight, size=size)
 
 
+def open_door(config: RunConfig, options: DoorOptions) -> str:
+    from reward_servers.door import DoorSpec, open_door
+    from reward_servers.http_guard import digest_of
+
+    return open_door(DoorSpec(config.rewards, options.host, options.port, digest_of(options.token)))
+
+
+def close_doors() -> None:
+    from reward_servers.door import close_doors
+
+    close_doors()
+
+
+def doors() -> Sequence[DoorStatus]:
+    from reward_servers.door import doors
+
+    return doors()
+
+
 WIRING = Wiring(
     reward_problems=reward_problems,
     plan_scenes=plan_scenes,
     draw_sheet=draw_sheet,
     make_video_pool=make_video_pool,
     make_video_rewards=make_video_rewards,
+    pool_scorer=pool_scorer,
+    door_scorer=door_scorer,
     make_roles=make_roles,
     start_rewards=start_rewards,
     stop_rewards=stop_rewards,
@@ -159,6 +197,9 @@ WIRING = Wiring(
     reward_servers=reward_servers,
     scale_rewards=scale_rewards,
     bench_rewards=bench_rewards,
+    open_door=open_door,
+    close_doors=close_doors,
+    doors=doors,
 )
 
 if __name__ == "__main__":

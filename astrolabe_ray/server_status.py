@@ -41,6 +41,17 @@ class ServerStatus:
 
 
 @dataclass(frozen=True)
+class DoorStatus:
+    """An HTTP door to reward servers. Example: `DoorStatus("scoring-door-8100", "RUNNING")`."""
+
+    name: str
+    status: str
+
+    def lines(self) -> Iterator[str]:
+        yield f"{self.name:44} {self.status}"
+
+
+@dataclass(frozen=True)
 class BenchResult:
     """What a running server does under a steady load. Seconds are from request to answer."""
 

@@ -101,14 +101,17 @@ def scale(name: str, min_replicas: int, max_replicas: int) -> None:
 
 def status() -> list[ServerStatus]:
     """All reward servers of the cluster, by name. Starts nothing."""
-    if not _serve_runs():
-        return []
-    found = serve.status().applications
     return [
         _status_of(name, app.status.value, reports_of(name) if _has_replicas(app) else [])
-        for name, app in sorted(found.items())
-        if name.startswith(PREFIX)
+        for name, app in applications(PREFIX).items()
     ]
+
+
+def applications(prefix: str) -> dict[str, Any]:
+    """What Serve says of each application whose name begins with `prefix`, by name. Starts nothing."""
+    if not _serve_runs():
+        return {}
+    return {name: app for name, app in sorted(serve.status().applications.items()) if name.startswith(prefix)}
 
 
 def reports_of(name: str) -> list[ReplicaReport]:

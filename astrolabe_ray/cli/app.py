@@ -10,8 +10,10 @@ import typer
 
 from astrolabe_ray.cli.checkpoint_flags import add_checkpoints
 from astrolabe_ray.cli.generate_flags import add_generate
+from astrolabe_ray.cli.score_flags import Host, Http, Port, TokenFile, add_score
+from astrolabe_ray.cli.token import read_token
 from astrolabe_ray.cli.usage import OneLineErrors
-from astrolabe_ray.cli.wiring import Wiring
+from astrolabe_ray.cli.wiring import DoorOptions, Wiring
 from astrolabe_ray.config.overrides import PREFIX
 from astrolabe_ray.config.seed_keys import translated
 from astrolabe_ray.errors import ConfigError
@@ -80,6 +82,7 @@ def make_app(wiring: Wiring) -> typer.Typer:
     )
     _add_train(app, wiring)
     add_generate(app, wiring)
+    add_score(app, wiring)
     _add_pretrain(app)
     _add_rewards(app, wiring)
     _add_report(app)
@@ -131,11 +134,20 @@ def _add_rewards(app: typer.Typer, wiring: Wiring) -> None:
     app.add_typer(rewards, name="rewards")
 
     @rewards.command(context_settings=_PASSES_OVERRIDES)
-    def up(context: typer.Context, config: ConfigOption) -> None:
+    def up(
+        context: typer.Context,
+        config: ConfigOption,
+        http: Http = False,
+        host: Host = "127.0.0.1",
+        port: Port = 8100,
+        token_file: TokenFile = None,
+    ) -> None:
         """Start the reward servers of a config on the cluster of RAY_ADDRESS; keeps what already runs."""
         from astrolabe_ray.cli.rewards import up as run
 
-        run(config, overrides_in(context.args, ("--config",)), wiring)
+        door = DoorOptions(host, port, read_token(token_file)) if http else None
+        known = ("--config", "--http", "--host", "--port", "--token-file")
+        run(config, overrides_in(context.args, known), wiring, door)
 
     @rewards.command(context_settings=_PASSES_OVERRIDES)
     def status(context: typer.Context, config: ConfigOption) -> None:
@@ -146,7 +158,7 @@ def _add_rewards(app: typer.Typer, wiring: Wiring) -> None:
 
     @rewards.command(context_settings=_PASSES_OVERRIDES)
     def down(context: typer.Context, config: ConfigOption) -> None:
-        """Stop the reward servers, also for other runs that use them."""
+        """Stop the reward servers, also for other runs that use them, and close the HTTP door."""
         from astrolabe_ray.cli.rewards import down as run
 
         run(config, overrides_in(context.args, ("--config",)), wiring)

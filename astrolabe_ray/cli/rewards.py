@@ -8,15 +8,15 @@ from contextlib import contextmanager
 import typer
 
 from astrolabe_ray.cli.inputs import check_rewards
-from astrolabe_ray.cli.wiring import Wiring
+from astrolabe_ray.cli.wiring import DoorOptions, Wiring
 from astrolabe_ray.config.loader import load
 from astrolabe_ray.config.plan import make_plan
 from astrolabe_ray.config.schema import ClusterConfig
 from astrolabe_ray.errors import ConfigError
 
 
-def up(spec: str, overrides: Sequence[str], wiring: Wiring) -> None:
-    """Start what does not run yet.
+def up(spec: str, overrides: Sequence[str], wiring: Wiring, door: DoorOptions | None = None) -> None:
+    """Start what does not run yet; with `door`, reach it by HTTP.
 
     Raises ConfigError where there is no cluster to leave servers on, or no room for them.
     """
@@ -29,7 +29,10 @@ def up(spec: str, overrides: Sequence[str], wiring: Wiring) -> None:
         needs = [need for need in make_plan(config).needs if need.reward and need.reward not in running]
         require_room(needs, 0, *cluster_room())
         wiring.start_rewards(config)
+        url = wiring.open_door(config, door) if door is not None else None
         _print_servers(wiring)
+        if url is not None:
+            typer.echo(f"open at {url} for those who have the token")
 
 
 def status(spec: str, overrides: Sequence[str], wiring: Wiring) -> None:
@@ -64,6 +67,7 @@ def down(spec: str, overrides: Sequence[str], wiring: Wiring) -> None:
     """Stop the reward servers of the config."""
     config = load(spec, overrides)
     with _joined(config.cluster):
+        wiring.close_doors()
         wiring.stop_rewards(config)
         _print_servers(wiring)
 
@@ -97,8 +101,8 @@ def _one_server(name: str, wiring: Wiring) -> str:
 
 def _print_servers(wiring: Wiring) -> None:
     servers = wiring.reward_servers()
-    for server in servers:
-        for line in server.lines():
+    for each in (*servers, *wiring.doors()):
+        for line in each.lines():
             typer.echo(line)
     if not servers:
         typer.echo("no reward servers run on this cluster")

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from astrolabe_ray.config.schema import ModelConfig, RewardConfig, RunConfig
-from astrolabe_ray.server_status import BenchResult, ServerStatus
+from astrolabe_ray.server_status import BenchResult, DoorStatus, ServerStatus
 from astrolabe_ray.video_tasks import VideoModelSpec, VideoPlan, VideoPool
 
 if TYPE_CHECKING:
     from astrolabe_ray.roles import RewardPool
     from astrolabe_ray.run import Roles
+
+
+@dataclass(frozen=True)
+class DoorOptions:
+    """Where reward servers are reached by HTTP, and by whom. Example: `DoorOptions("::1", 8100, "...")`."""
+
+    host: str
+    port: int
+    token: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,16 @@ class WorkerRoom:
     num_workers: int
     num_cpus: float
     num_gpus: float
+
+
+class VideoScorer(Protocol):
+    """Scores finished videos one by one."""
+
+    def score(self, video: Path, prompt: str) -> Mapping[str, float]:
+        """Of an mp4 or npy file, by reward key. Raises DataFailure, InfraFailure."""
+        ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -40,6 +59,10 @@ class Wiring:
     """Workers that make videos, not started; without room: one in this process, without Ray."""
     make_video_rewards: Callable[[Sequence[RewardConfig], bool], RewardPool]
     """What scores them, not started; True: in this process, without Ray."""
+    pool_scorer: Callable[[Sequence[RewardConfig], bool], VideoScorer]
+    """What scores finished videos; True: in this process, without Ray."""
+    door_scorer: Callable[[str, str, Sequence[str]], VideoScorer]
+    """The same through the HTTP door of this URL, with this token; of these rewards, or of all for none."""
 
     # Those below need a connection to Ray.
     make_roles: Callable[[RunConfig], Roles]
@@ -55,3 +78,8 @@ class Wiring:
     """Give a running server another minimum and maximum of replicas."""
     bench_rewards: Callable[[str, float, int, tuple[int, int, int]], BenchResult]
     """Ask a running server for so many seconds, with so many requests at a time, for videos of this size."""
+    open_door: Callable[[RunConfig, DoorOptions], str]
+    """Open an HTTP door to the reward servers of a config, which run already; its URL."""
+    close_doors: Callable[[], None]
+    doors: Callable[[], Sequence[DoorStatus]]
+    """The HTTP doors of the cluster."""

@@ -56,6 +56,7 @@ class ScorerCard:
     stand_in: str | None = None  # embedded scorer that looks at the same side of a video
     stand_ins: Mapping[str, str] = field(default_factory=dict)  # the same for single keys
     asks_elsewhere: bool = False  # its model is behind an endpoint: a server does not test it by itself
+    frame_by_frame: bool = False  # a video of one frame is scored, as that frame is within a longer one
 
     def reading(self, key: str) -> Reading:
         """Of a reward key as a config writes it, with the number's name filled in."""
@@ -86,6 +87,7 @@ CARDS = (
         "Apache-2.0",
         "text alignment of sprite videos, by the embedded CLIP",
         memory={"weights": 0.002 * GB},
+        frame_by_frame=True,
     ),
     ScorerCard(
         "motion_quality", {"motion_quality": Reading()}, "Apache-2.0", "presence, coherence, steadiness"
@@ -95,6 +97,7 @@ CARDS = (
         {"image_quality": Reading(TINY_FRAMES)},
         "Apache-2.0",
         "contrast, sharpness, cleanness",
+        frame_by_frame=True,
     ),
     ScorerCard(
         "hpsv3",
@@ -110,6 +113,7 @@ CARDS = (
         memory={"weights": 16.6 * GB, "activations": 2.0 * GB},
         tflop=973.3,
         stand_in="image_quality",
+        frame_by_frame=True,
     ),
     ScorerCard(
         "videoreward",
@@ -143,6 +147,7 @@ CARDS = (
         memory={"weights": 4.0 * GB, "activations": 1.0 * GB},
         tflop=27.0,
         stand_in="image_quality",
+        frame_by_frame=True,
     ),
     ScorerCard(
         "aesthetic",
@@ -154,6 +159,7 @@ CARDS = (
         memory={"weights": 1.8 * GB, "activations": 0.5 * GB},
         tflop=1.3,
         stand_in="image_quality",
+        frame_by_frame=True,
     ),
     ScorerCard(
         "clip",
@@ -165,6 +171,7 @@ CARDS = (
         memory={"weights": 1.8 * GB, "activations": 0.5 * GB},
         tflop=1.3,
         stand_in="tiny_clip",
+        frame_by_frame=True,
     ),
     ScorerCard(
         "optical_flow",

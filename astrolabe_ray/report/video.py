@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ MIN_SIDE = 192
 """Pixels; smaller videos are enlarged by whole numbers without smoothing."""
 FRAGMENTS = {"movflags": "empty_moov+default_base_moof+frag_every_frame"}
 """Of a file that can be played while it grows: a header without an index, then a fragment a frame."""
+
+_ENLARGED = "enlarged {} times"
+"""What the file's description says then, for those who want the pixels that were given."""
 
 SAME_FILE_EVERY_TIME = "cpu-independent=1"
 """Without it equal frames give files of different lengths, from one call to the next."""
@@ -33,6 +37,8 @@ class Mp4Writer:
         self._bytes: _Pipe | io.BytesIO = _Pipe() if growing else io.BytesIO()
         self._file: Any = av.open(self._bytes, "w", format="mp4", options=FRAGMENTS if growing else {})
         self._file.metadata["comment"] = comment
+        if self._factor > 1:
+            self._file.metadata["description"] = _ENLARGED.format(self._factor)
         options = {"crf": "18", "preset": "veryfast", "x264-params": SAME_FILE_EVERY_TIME}
         options |= {"tune": "zerolatency"} if growing else {}
         self._stream: Any = self._file.add_stream("libx264", rate=Fraction(fps), options=options)
@@ -80,6 +86,20 @@ def frames_of(path: Path) -> Iterator[np.ndarray]:
     with av.open(str(path)) as file:
         for frame in file.decode(video=0):
             yield frame.to_ndarray(format="rgb24").transpose(2, 0, 1)
+
+
+def enlargement(metadata: Mapping[str, str], height: int, width: int) -> int:
+    """How many times `Mp4Writer` enlarged a file of this size; 1 for files that others wrote."""
+    found = re.fullmatch(_ENLARGED.format(r"(\d{1,3})"), metadata.get("description", ""))
+    factor = int(found[1]) if found else 1
+    return factor if factor and height % factor == width % factor == 0 else 1
+
+
+def shrunk(video: np.ndarray, factor: int) -> np.ndarray:
+    """`video` uint8 [F, 3, H, W] with the mean of each square of `factor` x `factor` pixels."""
+    frames, colours, height, width = video.shape
+    squares = video.reshape(frames, colours, height // factor, factor, width // factor, factor)
+    return squares.mean(axis=(3, 5), dtype=np.float32).round().astype(np.uint8)
 
 
 def decode_mp4(content: bytes) -> tuple[np.ndarray, str]:

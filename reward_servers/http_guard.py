@@ -1,0 +1,98 @@
+"""Stands before the routes of the door: who may ask, how much, and how many at a time.
+
+It decides before a byte of a request's body is read, and counts the bytes while they come. Bounded by
+`max_requests`: past it callers are told to come back, nothing waits here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+GUARDED = "/v1/"
+RETRY_AFTER_S = 2
+BODY_TIMEOUT_S = 60.0
+"""Between two pieces of a body; whoever sends slower holds a place that others want."""
+FORM_BYTES = 64 << 10
+"""What the form around a file may take."""
+
+
+def digest_of(token: str) -> bytes:
+    """What a door keeps of its token."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+class Guard:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, *, token_digest: bytes, max_bytes: int, max_requests: int) -> None:
+        self._app, self._digest = app, token_digest
+        self._max_bytes, self._max_requests = max_bytes + FORM_BYTES, max_requests
+        self._num_requests = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(GUARDED):
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(Headers(scope=scope))
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        self._num_requests += 1
+        try:
+            await self._app(scope, _Counted(receive, self._max_bytes), send)
+        finally:
+            self._num_requests -= 1
+
+    def _refusal(self, headers: Headers) -> JSONResponse | None:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            wanted = "this needs the header 'Authorization: Bearer TOKEN'"
+            return problem(401, "unauthorized", wanted, {"WWW-Authenticate": "Bearer"})
+        if not hmac.compare_digest(digest_of(token), self._digest):
+            return problem(403, "forbidden", "this is not the token of this door")
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > self._max_bytes:
+            return too_large(self._max_bytes)
+        if self._num_requests >= self._max_requests:
+            busy = f"{self._num_requests} requests are at work; come back in {RETRY_AFTER_S} s"
+            return problem(503, "busy", busy, {"Retry-After": str(RETRY_AFTER_S)})
+        return None
+
+
+class _Counted:
+    """A request's body, up to a number of bytes and as long as something comes."""
+
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
+        self._receive, self._max_bytes, self._num_bytes = receive, max_bytes, 0
+        self._is_whole = False
+
+    async def __call__(self) -> Message:
+        if self._is_whole:  # what comes now is the end of the connection, when it may please
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), BODY_TIMEOUT_S)
+        except asyncio.TimeoutError:
+            raise HTTPException(408, f"nothing came for {BODY_TIMEOUT_S:g} s") from None
+        self._num_bytes += len(message.get("body", b""))
+        self._is_whole = not message.get("more_body", False)
+        if self._num_bytes > self._max_bytes:
+            raise HTTPException(413, f"the request is larger than {self._max_bytes} bytes")
+        return message
+
+
+def problem(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """What every error looks like: `{"error": "too_large", "message": "..."}`."""
+    content: dict[str, Any] = {"error": code, "message": message}
+    return JSONResponse(content, status, headers)
+
+
+def too_large(max_bytes: int) -> JSONResponse:
+    return problem(413, "too_large", f"the request is larger than {max_bytes} bytes; cut or scale the video")
