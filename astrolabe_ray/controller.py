@@ -20,10 +20,9 @@ from astrolabe_ray.config.train_window import train_window
 from astrolabe_ray.data.group_sampler import GroupSampler, group_seed, rollout_seed
 from astrolabe_ray.errors import DataFailure, InfraFailure, PayloadsLost
 from astrolabe_ray.evaluator import Evaluator
-from astrolabe_ray.kl_selection import KlSelection
 from astrolabe_ray.roles import Learner, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.rollout_buffer import RolloutBuffer
-from astrolabe_ray.step_batch import step_batch
+from astrolabe_ray.step_batch import StepBatches
 from astrolabe_ray.step_metrics import PhaseClock, step_metrics
 from astrolabe_ray.types import (
     Evaluation,
@@ -89,7 +88,7 @@ class Controller:
         self.checkpoints, self.stop, self.resume_from = checkpoints, stop, resume_from
         self.earlier = earlier
         self.channel = WeightChannel(learner, rollouts)
-        self.kl_selection = KlSelection(config)
+        self.batches = StepBatches(config)
         self.buffer = RolloutBuffer(config.rollout.num_groups, config.rollout.max_policy_age)
         self._moved = asyncio.Event()  # set whenever the buffer changed
         self._unscored: asyncio.Queue[tuple[int, str, list[Rollout]]] = asyncio.Queue()
@@ -149,7 +148,7 @@ class Controller:
         if self.resume_from is not None:
             state = await self.learner.load(self.resume_from)
             self.buffer.resume(state)
-            self.kl_selection.restore(state)
+            self.batches.restore(state)
         policy = await self.channel.publish()
         await self.channel.prove()
         self.buffer.version = policy.manifest.version
@@ -274,7 +273,7 @@ class Controller:
 
     async def _train_step(self, groups: list[RolloutGroup], *, began: float) -> bool:
         """One step on `groups`, published; False if some of them have to be rolled out again first."""
-        made = step_batch(groups, self.config, self.kl_selection, self.buffer.version.step)
+        made = self.batches.make(groups, self.buffer.version.step)
         train_start = self._now()
         result = await self._trained(made.batch, groups)
         if result is None:
@@ -331,7 +330,7 @@ class Controller:
     async def _save(self) -> None:
         start = self._now()
         step = self.buffer.version.step
-        state = self.buffer.state() | self.kl_selection.state()
+        state = self.buffer.state() | self.batches.state()
         await self.learner.save(self.checkpoints / f"checkpoint-{step}", state)
         self._span("save", "learner", start, step=step)
         self._progress()

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from astrolabe_ray.algorithms.released_kl import (
+    NUM_OTHERS,
+    released_adapted,
+    released_disagreement,
+    released_selected,
+)
 from astrolabe_ray.algorithms.selective_kl import KlShare, adapted, disagreement, selected
 from astrolabe_ray.config.schema import RewardConfig, RunConfig
 from astrolabe_ray.types import ControllerState, RolloutGroup
@@ -18,7 +24,7 @@ class KlSelection:
     def __init__(self, config: RunConfig) -> None:
         algorithm = config.algorithm
         self._main = algorithm.main_reward if algorithm.kl_samples == "disagreeing" else None
-        self._rewards = config.rewards
+        self._rewards, self._rule = config.rewards, algorithm.kl_rule
         self._share = KlShare()
 
     def weights(self, groups: Sequence[RolloutGroup]) -> tuple[Rows, dict[str, float]]:
@@ -30,9 +36,15 @@ class KlSelection:
             return [[1.0] * len(group.rollouts) for group in groups], {}
         rows = {reward.key: _signed(groups, reward) for reward in self._rewards}
         others = [row for key, row in rows.items() if key != self._main]
-        values = disagreement(rows[self._main], others)
-        self._share = adapted(self._share, values)
-        chosen = selected(values, self._share.share)
+        if self._rule == "release":
+            others = [rows[key] for key in sorted(rows) if key != self._main][:NUM_OTHERS]
+            values = released_disagreement(rows[self._main], others)
+            self._share = released_adapted(self._share, values)
+            chosen = released_selected(values, self._share.share)
+        else:
+            values = disagreement(rows[self._main], others)
+            self._share = adapted(self._share, values)
+            chosen = selected(values, self._share.share)
         weight = len(chosen) / max(1, sum(chosen))
         flat = iter([weight if is_selected else 0.0 for is_selected in chosen])
         metrics = {"kl/share": self._share.share, "kl/selected": sum(chosen) / len(chosen)}
