@@ -33,10 +33,10 @@ class Roles:
         await asyncio.gather(self.rollouts.stop(), self.rewards.stop(), self.learner.stop())
 
 
-def shared_prompts(config: RunConfig) -> tuple[int, int]:
-    """Groups of a step and distinct prompts among them."""
+def _sampler(config: RunConfig) -> GroupSampler:
     num_groups = config.rollout.num_groups
-    return num_groups, config.data.prompts_per_step or num_groups
+    shared = (num_groups, config.data.prompts_per_step or num_groups)
+    return GroupSampler(load_prompts(config.data.train_prompts), config.seed, shared=shared)
 
 
 async def run_training(
@@ -66,7 +66,7 @@ async def run_training(
         rewards=roles.rewards,
         learner=roles.learner,
         evaluator=evaluator,
-        prompts=GroupSampler(load_prompts(config.data.train_prompts), config.seed, shared=shared_prompts(config)),
+        prompts=_sampler(config),
         observer=observer,
         checkpoints=run_dir.checkpoints,
         stop=stop,

@@ -34,7 +34,7 @@ class StepBatches:
         self._before: ControllerState = {}
 
     def make(self, groups: Sequence[RolloutGroup], step: int) -> StepBatch:
-        """What step `step` trains on. Made again, for groups that were lost, it starts from the same state."""
+        """What step `step` trains on. Made again, after a loss, it starts from the same state."""
         if step == self._made:
             self.restore(self._before)
         self._made, self._before = step, self.state()

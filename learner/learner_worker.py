@@ -150,7 +150,7 @@ class LearnerWorker:
         self._payloads = read_all(self._blobs, [sample for samples in micro_batches for sample in samples])
         sums = self._accumulate(micro_batches, seed, num_samples)
         self._payloads = {}
-        lr = self.spec.learner.lr * lr_factor(self.spec.learner, step)
+        lr = _lr(self.spec.learner, step)
         grad_norm = self._engine.step(lr)
         sums = process_group.sum_over_ranks(sums)
         names = ("loss", "policy_loss", "kl_loss", "old_deviation")
@@ -358,6 +358,16 @@ class LearnerWorker:
                 f"{self.spec.model.lora_init}: the reference policy gives another output. Resume with the "
                 "model.lora_init it started from."
             )
+
+
+def _lr(config: LearnerConfig, step: int) -> float:
+    return config.lr * lr_factor(
+        step,
+        schedule=config.lr_schedule,
+        warmup_steps=config.lr_warmup_steps,
+        decay_steps=config.lr_decay_steps,
+        final_share=config.lr_final_share,
+    )
 
 
 def _agree(actual: list[float], expected: list[float]) -> bool:

@@ -52,9 +52,7 @@ class Draw:
     noise_BTCHW: Tensor
 
     def to(self, device: torch.device) -> Draw:
-        return Draw(
-            self.timestep_B.to(device), self.x0_sigma_B.to(device), self.noise_BTCHW.to(device)
-        )
+        return Draw(self.timestep_B.to(device), self.x0_sigma_B.to(device), self.noise_BTCHW.to(device))
 
 
 @dataclass(frozen=True)
@@ -183,9 +181,7 @@ def _predictions(predict: Predict, samples: Samples, at: Draw, algorithm: Algori
     return prediction_of
 
 
-def _policy_loss(
-    new: Tensor, old: Tensor, samples: Samples, at: Draw, algorithm: AlgorithmConfig
-) -> Tensor:
+def _policy_loss(new: Tensor, old: Tensor, samples: Samples, at: Draw, algorithm: AlgorithmConfig) -> Tensor:
     dtype, clip = getattr(torch, algorithm.loss_dtype), algorithm.adv_clip_max
     x0_BTCHW, weight_B = samples.window_BTCHW.to(dtype), nft_weight(samples.advantage_B, adv_clip_max=clip)
     if algorithm.loss_space == "x0":

@@ -15,9 +15,7 @@ def ema_decay(step: int, *, maximum: float) -> float:
     return min((1 + step) / (10 + step), maximum)
 
 
-def ema_update_(
-    ema: Tensor, value: Tensor, *, decay: float, steps_in: torch.dtype = torch.float32
-) -> None:
+def ema_update_(ema: Tensor, value: Tensor, *, decay: float, steps_in: torch.dtype = torch.float32) -> None:
     """In place: ema <- decay ema + (1 - decay) value. Raises ValueError when `ema` is not float32.
 
     `steps_in`: the dtype that difference, product and sum are rounded to.

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
-from astrolabe_ray.config.schema import LearnerConfig
 
+def lr_factor(
+    step: int,
+    *,
+    schedule: Literal["constant", "linear", "cosine"],
+    warmup_steps: int,
+    decay_steps: int,
+    final_share: float,
+) -> float:
+    """Share of the learning rate at step 0, 1, ...
 
-def lr_factor(config: LearnerConfig, step: int) -> float:
-    """Share of `learner.lr` at step 0, 1, ...
-
-    Warm-up: (step + 1) / (warm-up steps + 1). Then 1, or a line or half a cosine down to the final share.
+    (step + 1) / (warmup_steps + 1) in the warm-up; then 1, or a line or half a cosine down to `final_share`.
     """
-    warmup, final = config.lr_warmup_steps, config.lr_final_share
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if config.lr_schedule == "constant":
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if schedule == "constant":
         return 1.0
-    done = min((step - warmup) / config.lr_decay_steps, 1.0)
-    left = 1 - done if config.lr_schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return final + (1 - final) * left
+    done = min((step - warmup_steps) / decay_steps, 1.0)
+    left = 1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return final_share + (1 - final_share) * left

@@ -25,9 +25,7 @@ def old_policy_decay(schedule: Schedule, step: int) -> float:
     return min(0.0075 * max(step - 75, 0), 0.999)
 
 
-def mixed(
-    old: Tensor, default: Tensor, decay: float, *, steps_in: torch.dtype = torch.float32
-) -> Tensor:
+def mixed(old: Tensor, default: Tensor, decay: float, *, steps_in: torch.dtype = torch.float32) -> Tensor:
     """A new tensor d old + (1 - d) default; bitwise `default` for d = 0.
 
     `steps_in`: the dtype that products and sum are rounded to; the result has that of `default`.

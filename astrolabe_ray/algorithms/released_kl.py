@@ -1,4 +1,4 @@
-"""Selective KL as the first Astrolabe release does it, for comparison only; docs/decisions/0004 says why not else.
+"""Selective KL as the first Astrolabe release does it, for comparison only (see docs/decisions/0004).
 
 Plain Python floats. A sample is selected when the main reward ranks it *worse* than the others do.
 """
@@ -59,13 +59,11 @@ def released_selected(disagreements: Sequence[float], share: float) -> list[bool
     return [value > threshold for value in disagreements]
 
 
-def released_after_step(
-    state: LaggingReference, kl: float, *, max_age: int
-) -> tuple[LaggingReference, bool]:
+def released_after_step(state: LaggingReference, kl: float, *, max_age: int) -> tuple[LaggingReference, bool]:
     """The state after a step of penalty `kl`, and whether the reference is now the trained policy.
 
-    Age alone lowers the threshold by 0.01, to 0.1 at least; a reference that lasted fewer than 5 steps sets it
-    to min(threshold + 0.01, 0.05), so to 0.05 at once.
+    Age alone lowers the threshold by 0.01, to 0.1 at least; a reference that lasted fewer than 5 steps sets
+    it to min(threshold + 0.01, 0.05), so to 0.05 at once.
     """
     age = state.age + 1
     is_old = age > max_age

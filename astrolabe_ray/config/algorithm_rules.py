@@ -28,7 +28,7 @@ def algorithm_rules(config: RunConfig) -> Iterator[str]:
         )
     if rollout.group_size == 1 and algorithm.reward_scale == "group":
         yield (
-            "algorithm.reward_scale=group centres rewards within a group, so rollout.group_size 1 leaves zeros. "
+            "algorithm.reward_scale=group leaves only zeros of rollout.group_size 1. "
             "Try --config.algorithm.reward_scale=raw."
         )
     if learner.offload_optimizer and learner.zero_stage == 0:

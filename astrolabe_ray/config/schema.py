@@ -61,8 +61,8 @@ class LoraConfig(Section):
     rank: int = Field(default=16, gt=0)
     alpha: int = Field(default=16, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the adapters, their gradients and Adam's moments, and what EMA and old policy are rounded to; bfloat16
-    loses most updates, is for comparison only and needs learner.zero_stage 0."""
+    """Of the adapters, their gradients and Adam's moments, and what EMA and old policy are rounded to;
+    bfloat16 loses most updates, is for comparison only and needs learner.zero_stage 0."""
 
 
 class DataConfig(Section):
@@ -123,8 +123,8 @@ class AlgorithmConfig(Section):
     """DiffusionNFT on distilled autoregressive video models."""
 
     compat: Literal["none", "astrolabe"] = "none"
-    """astrolabe: the options that docs/algorithm.md lists get the values of the first Astrolabe release, unless
-    the command line sets them; for comparison only."""
+    """astrolabe: the options that docs/algorithm.md lists get the values of the first Astrolabe release,
+    unless the command line sets them; for comparison only."""
     loss_space: Literal["x0", "v"] = "x0"
     """Loss and penalty on clean predictions, or on flows with DiffusionNFT's adaptive weight."""
     loss_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -198,7 +198,7 @@ class LearnerConfig(Section):
     lr_warmup_steps: int = Field(default=0, ge=0)
     """Steps over which lr rises linearly from lr / (steps + 1)."""
     lr_decay_steps: int = Field(default=1000, gt=0)
-    """Steps after the warm-up until lr has fallen to lr_final_share of itself; unless lr_schedule=constant."""
+    """Steps after the warm-up until lr has fallen to lr_final_share of itself, if it falls."""
     lr_final_share: float = Field(default=0.0, ge=0, le=1)
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: float = Field(default=1e-8, gt=0)

@@ -22,7 +22,8 @@ def add_adapters(
 ) -> PeftModel:
     """Wrap `model` with equal adapters (A Kaiming, B zero) on every linear of its blocks.
 
-    They are float32, whatever the base is, or `config.dtype`. The first one is active and trainable, the others are frozen.
+    Their dtype is `config.dtype`, whatever the base has. The first one is active and trainable, the
+    others are frozen.
     """
     targets = list(block_linears(model))
     settings = peft.LoraConfig(

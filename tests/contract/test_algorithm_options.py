@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,9 +60,7 @@ async def test_two_steps_with_an_option_equal_a_plain_learner(
 async def test_bfloat16_adapters_and_loss_are_bfloat16_all_the_way(spec: LearnerSpec) -> None:
     """The comparison with the first release would keep what that one loses: most of A can't move at 1e-5."""
     narrow = {"loss_dtype": "bfloat16", "old_policy_decay": "linear"}
-    spec = changed(
-        spec, learner={"zero_stage": 0, "lr": 1e-5}, lora={"dtype": "bfloat16"}, algorithm=narrow
-    )
+    spec = changed(spec, learner={"zero_stage": 0, "lr": 1e-5}, lora={"dtype": "bfloat16"}, algorithm=narrow)
     async with running(spec) as learner:
         before = await published(learner)
         for step in range(2):

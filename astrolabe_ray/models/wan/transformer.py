@@ -60,8 +60,8 @@ class TimestepSteering:
 class CausalWanModel(nn.Module):
     """Chunk-causal video transformer of the Wan 2.1 family, any size.
 
-    Set `gradient_checkpointing` to recompute each block in the backward pass, and `keep_attention` to keep the
-    results of attention meanwhile.
+    Set `gradient_checkpointing` to recompute each block in the backward pass, and `keep_attention` to keep
+    the results of attention meanwhile.
     """
 
     def __init__(self, architecture: WanArchitecture) -> None:
