@@ -29,8 +29,8 @@ async def test_the_update_sees_exactly_what_the_sampler_saw(rule: dict, tmp_path
     """Another chunk size, window, sink, timestep or clean pass in training would train another policy.
 
     A video is sampled with published weights, merged; each chunk's input of each denoising step goes through
-    the learner's forward of its behaviour policy, unmerged, with the finished video as clean context. Float32:
-    merged weights round once more, 1e-4 of flows of size 1.
+    the learner's forward of its behaviour policy, unmerged, with the finished video as clean context. In
+    float32 merged weights round once more: 1e-4 of flows of size 1.
     """
     spec = changed(spec_of(write_tiny_model(tmp_path / "tiny")), model=rule)
     frames, timesteps = 6, warped_timesteps((1000, 500), 5.0)
