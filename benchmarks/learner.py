@@ -5,8 +5,8 @@
 
 `plain` reduces all gradients after every microbatch and always makes three forwards, as the first release
 does; the others are the learner's own engine and step on the same samples. Times are medians over `--repeats`
-steps of the slowest rank, after one that warms up; bytes are what a rank hands to collectives in a step; memory
-is what the process held at most, torch and DeepSpeed included.
+steps of the slowest rank, after one that warms up; bytes are what a rank hands to collectives in a step;
+memory is what the process held at most, torch and DeepSpeed included.
 """
 
 from __future__ import annotations
