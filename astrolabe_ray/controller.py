@@ -19,11 +19,10 @@ from astrolabe_ray.config.train_window import train_window
 from astrolabe_ray.data.group_sampler import GroupSampler, group_seed, rollout_seed
 from astrolabe_ray.errors import DataFailure, InfraFailure, PayloadsLost
 from astrolabe_ray.evaluator import Evaluator
-from astrolabe_ray.kl_selection import KlSelection
 from astrolabe_ray.milestones import Milestones
 from astrolabe_ray.roles import Learner, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.rollout_buffer import RolloutBuffer
-from astrolabe_ray.step_batch import step_batch
+from astrolabe_ray.step_batch import StepBatches
 from astrolabe_ray.step_metrics import PhaseClock, step_metrics
 from astrolabe_ray.timeline import Timeline
 from astrolabe_ray.types import (
@@ -92,7 +91,7 @@ class Controller:
         self.evaluator, self.prompts, self.observer = evaluator, prompts, observer
         self.stop, self.resume_from = stop, resume_from
         self.channel = WeightChannel(learner, rollouts)
-        self.kl_selection = KlSelection(config)
+        self.batches = StepBatches(config)
         self.buffer = RolloutBuffer(config.rollout.num_groups, config.rollout.max_policy_age)
         self._background, self._timeline = Background(), Timeline(observer)
         self._unscored: asyncio.Queue[tuple[int, str, list[Rollout]]] = asyncio.Queue()
@@ -164,7 +163,7 @@ class Controller:
             for note in state.get("notes", ()):
                 self.observer.note(note)
             self.buffer.resume(state)
-            self.kl_selection.restore(state)
+            self.batches.restore(state)
             self.milestones.health.restore(state)
         policy = await self.channel.publish()
         await self.channel.prove()
@@ -297,12 +296,12 @@ class Controller:
 
     async def _train_step(self, groups: list[RolloutGroup], *, began: float) -> bool:
         """One step on `groups`, published; False if some of them have to be rolled out again first."""
-        made = step_batch(groups, self.config, self.kl_selection, self.buffer.version.step)
+        made = self.batches.make(groups, self.buffer.version.step)
         train_start = self._timeline.now()
         result = await self._trained(made.batch, groups)
         if result is None:
             return False
-        self.kl_selection.commit()
+        self.batches.commit()
         self._timeline.span("train", "learner", train_start, step=result.version.step)
         publish_start = self._timeline.now()
         await self.channel.publish()
@@ -340,7 +339,7 @@ class Controller:
         return result
 
     async def _save(self) -> None:
-        state = self.buffer.state() | self.kl_selection.state() | self.milestones.health.state()
+        state = self.buffer.state() | self.batches.state() | self.milestones.health.state()
         await self.milestones.save(self.buffer.version.step, state)
 
     def _where(self) -> str:

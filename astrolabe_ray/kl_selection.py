@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from astrolabe_ray.algorithms.released_kl import (
+    NUM_OTHERS,
+    released_adapted,
+    released_disagreement,
+    released_selected,
+)
 from astrolabe_ray.algorithms.selective_kl import KlShare, adapted, disagreement, selected
 from astrolabe_ray.config.schema import RewardConfig, RunConfig
 from astrolabe_ray.types import ControllerState, RolloutGroup
@@ -18,31 +24,31 @@ class KlSelection:
     def __init__(self, config: RunConfig) -> None:
         algorithm = config.algorithm
         self._main = algorithm.main_reward if algorithm.kl_samples == "disagreeing" else None
-        self._rewards = config.rewards
+        self._rewards, self._rule = config.rewards, algorithm.kl_rule
         self._share = KlShare()
-        self._next = self._share  # once the newest batch is trained on
 
     def weights(self, groups: Sequence[RolloutGroup]) -> tuple[Rows, dict[str, float]]:
         """Weights with mean 1 over the batch, or all 0 when no sample is selected; and metrics.
 
-        Ranks are taken over the whole batch. The share moves on with `commit`, so a step that has to be
-        made again starts from the same one.
+        Ranks are taken over the whole batch. Moves the share on: call it once per step.
         """
         if self._main is None:
             return [[1.0] * len(group.rollouts) for group in groups], {}
         rows = {reward.key: _signed(groups, reward) for reward in self._rewards}
         others = [row for key, row in rows.items() if key != self._main]
-        values = disagreement(rows[self._main], others)
-        self._next = adapted(self._share, values)
-        chosen = selected(values, self._next.share)
+        if self._rule == "release":
+            others = [rows[key] for key in sorted(rows) if key != self._main][:NUM_OTHERS]
+            values = released_disagreement(rows[self._main], others)
+            self._share = released_adapted(self._share, values)
+            chosen = released_selected(values, self._share.share)
+        else:
+            values = disagreement(rows[self._main], others)
+            self._share = adapted(self._share, values)
+            chosen = selected(values, self._share.share)
         weight = len(chosen) / max(1, sum(chosen))
         flat = iter([weight if is_selected else 0.0 for is_selected in chosen])
-        metrics = {"kl/share": self._next.share, "kl/selected": sum(chosen) / len(chosen)}
+        metrics = {"kl/share": self._share.share, "kl/selected": sum(chosen) / len(chosen)}
         return [[next(flat) for _ in group.rollouts] for group in groups], metrics
-
-    def commit(self) -> None:
-        """The batch that was weighed last has been trained on."""
-        self._share = self._next
 
     def state(self) -> ControllerState:
         """What a checkpoint keeps; nothing when no sample is chosen."""
@@ -53,7 +59,7 @@ class KlSelection:
     def restore(self, state: ControllerState) -> None:
         """Inverse of `state`; a checkpoint of the first release has none, and the share begins anew."""
         if self._main is not None and "kl_share" in state:
-            self._share = self._next = KlShare(state["kl_share"], tuple(state["kl_recent"]))
+            self._share = KlShare(state["kl_share"], tuple(state["kl_recent"]))
 
 
 def _signed(groups: Sequence[RolloutGroup], reward: RewardConfig) -> list[float]:

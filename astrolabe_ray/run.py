@@ -33,6 +33,12 @@ class Roles:
         await asyncio.gather(self.rollouts.stop(), self.rewards.stop(), self.learner.stop())
 
 
+def _sampler(config: RunConfig) -> GroupSampler:
+    num_groups = config.rollout.num_groups
+    shared = (num_groups, config.data.prompts_per_step or num_groups)
+    return GroupSampler(load_prompts(config.data.train_prompts), config.seed, shared=shared)
+
+
 async def run_training(
     config: RunConfig,
     roles: Roles,
@@ -62,7 +68,7 @@ async def run_training(
         rewards=roles.rewards,
         learner=roles.learner,
         evaluator=evaluator,
-        prompts=GroupSampler(load_prompts(config.data.train_prompts), config.seed),
+        prompts=_sampler(config),
         observer=observer,
         checkpoints=run_dir.checkpoints,
         stop=stop,

@@ -10,8 +10,9 @@ from astrolabe_ray.batching import make_train_batch
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.health.step_guards import pull
 from astrolabe_ray.kl_selection import KlSelection
+from astrolabe_ray.prompt_history import PromptHistory, of_same_prompt
 from astrolabe_ray.step_metrics import training_rewards
-from astrolabe_ray.types import RolloutGroup, TrainBatch
+from astrolabe_ray.types import ControllerState, RolloutGroup, TrainBatch
 
 
 @dataclass(frozen=True)
@@ -23,23 +24,70 @@ class StepBatch:
     metrics: dict[str, float]
 
 
-def step_batch(
-    groups: Sequence[RolloutGroup], config: RunConfig, kl_selection: KlSelection, step: int
-) -> StepBatch:
-    """What step `step` trains on. `kl_selection` moves on when it is told that this was trained on."""
-    weights = {reward.key: reward.weight for reward in config.rewards}
-    algorithm, scores = config.algorithm, [group.scores for group in groups]
-    rewards = training_rewards(scores, weights, algorithm.reward_scale)
-    advantages, advantage_stats = group_advantages(rewards, std=algorithm.advantage_std)
-    kl_weights, kl_stats = kl_selection.weights(groups)
-    health = {"health/pull": pull(advantages, adv_clip_max=algorithm.adv_clip_max)}
-    batch = make_train_batch(
-        groups,
-        advantages,
-        kl_weights,
-        step=step,
-        seed=config.seed,
-        num_ranks=config.learner.num_ranks,
-        micro_batch_size=config.learner.micro_batch_size,
-    )
-    return StepBatch(batch, training_rewards(scores, weights, "raw"), advantage_stats | kl_stats | health)
+class StepBatches:
+    """Makes the batch of each step, and holds what one step hands to the next."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._kl_selection = KlSelection(config)
+        self._history = PromptHistory(config.algorithm.prompt_history)
+        self._trained = self._now()  # after the newest batch that was trained on
+
+    def make(self, groups: Sequence[RolloutGroup], step: int) -> StepBatch:
+        """What step `step` trains on. `commit` tells that it was; a batch made before that is forgotten."""
+        self.restore(self._trained)
+        config = self._config
+        weights = {reward.key: reward.weight for reward in config.rewards}
+        scores = [group.scores for group in groups]
+        rewards = training_rewards(scores, weights, config.algorithm.reward_scale)
+        advantages, stats = self._advantages(groups, rewards)
+        kept = self._kept(advantages)
+        kept_groups = [groups[i] for i in kept]
+        kl_weights, kl_stats = self._kl_selection.weights(kept_groups)
+        batch = make_train_batch(
+            kept_groups,
+            [advantages[i] for i in kept],
+            kl_weights,
+            step=step,
+            seed=config.seed,
+            num_ranks=config.learner.num_ranks,
+            micro_batch_size=config.learner.micro_batch_size,
+        )
+        stats["advantage/skipped_groups"] = float(len(groups) - len(kept))
+        stats["health/pull"] = pull(advantages, adv_clip_max=config.algorithm.adv_clip_max)
+        return StepBatch(batch, training_rewards(scores, weights, "raw"), stats | kl_stats)
+
+    def commit(self) -> None:
+        """The batch that was made last has been trained on."""
+        self._trained = self._now()
+
+    def state(self) -> ControllerState:
+        """What a checkpoint keeps: as of the newest step that was trained."""
+        return self._trained
+
+    def restore(self, state: ControllerState) -> None:
+        """Inverse of `state`."""
+        self._kl_selection.restore(state)
+        self._history.restore(state)
+        self._trained = self._now()
+
+    def _now(self) -> ControllerState:
+        return self._kl_selection.state() | self._history.state()
+
+    def _advantages(
+        self, groups: Sequence[RolloutGroup], rewards: list[list[float]]
+    ) -> tuple[list[list[float]], dict[str, float]]:
+        algorithm = self._config.algorithm
+        beside = self._history.of(groups)
+        if algorithm.advantage_peers == "prompt":
+            others = of_same_prompt(groups, rewards)
+            beside = [[*past, *now] for past, now in zip(beside, others, strict=True)]
+        self._history.add(groups, rewards)
+        return group_advantages(rewards, std=algorithm.advantage_std, beside=beside)
+
+    def _kept(self, advantages: Sequence[Sequence[float]]) -> list[int]:
+        """Groups that are trained on. A step never shrinks to nothing: if all are equal, all stay."""
+        everything = list(range(len(advantages)))
+        if not self._config.algorithm.skip_equal_groups:
+            return everything
+        return [i for i in everything if any(a != 0 for a in advantages[i])] or everything

@@ -1,7 +1,8 @@
 """One rank's DeepSpeed engine around a PEFT model: gradients, optimizer, flat access to adapters.
 
 The base is frozen in the config's dtype; adapters, gradients, optimizer and clipping are float32
-whatever the base is, so DeepSpeed runs in its float32 mode and casts nothing. ZeRO 0-3 differ in
+whatever the base is (bfloat16 where `lora.dtype` asks for it), so DeepSpeed runs in its float32 mode and
+casts nothing. ZeRO 0-3 differ in
 where things lie; every method here means the same for all of them.
 A flat vector holds an adapter's tensors one after the other, in the order of `adapter_tensors`, in
 host memory.
@@ -45,6 +46,7 @@ class Engine:
             betas=config.adam_betas,
             eps=config.adam_eps,
             weight_decay=config.weight_decay,
+            fused=device.type == "cuda" and not config.offload_optimizer,
         )
         self._engine: Any = _initialize(model, optimizer, config, device)
         self._adam = optimizer
@@ -73,9 +75,11 @@ class Engine:
             if gradient is not None:
                 yield name, gradient
 
-    def step(self) -> float | None:
+    def step(self, lr: float) -> float | None:
         """Clip and update. Returns the gradient norm before clipping, or None if it was not finite
         and nothing was changed."""
+        for group in self._adam.param_groups:
+            group["lr"] = lr
         if self.stage == 0:
             return self._step_without_zero()
         self._engine.step()
@@ -180,7 +184,7 @@ class Engine:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         if self.stage == 0:
-            return self._adam.state[param][key].flatten()
+            return self._adam.state[param][key].flatten().float()
         moment = safe_get_full_optimizer_state(param, key)
         assert moment is not None, "a trained parameter has moments"
         return moment.flatten()
@@ -227,11 +231,12 @@ def _initialize(
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if device.type == "cpu":  # else it compiles an all-reduce through shared memory, which needs ninja
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    offload = {"offload_optimizer": {"device": "cpu"}} if config.offload_optimizer else {}
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.max_grad_norm,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": {"stage": config.zero_stage} | offload,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from astrolabe_ray.algorithms.ema import ema_decay, ema_update_
-from astrolabe_ray.algorithms.flow_matching import warped_timesteps
 from astrolabe_ray.algorithms.old_policy import mixed, old_policy_decay
 from astrolabe_ray.checkpoint_folders import is_of_first_release, what_is_wrong, written_atomically
 from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig, RunConfig
@@ -35,10 +34,11 @@ from astrolabe_ray.weights.probe import probe_output
 from learner import process_group
 from learner.adapter_ring import AdapterRing
 from learner.engine import Engine
-from learner.nft_step import SampleLosses, Samples, draw, nft_step, predictor, sample_seed
+from learner.learning_rate import learning_rate
+from learner.nft_step import SampleLosses, Samples, draw, nft_step, noise_levels, predictor, sample_seed
 from learner.payloads import Payloads, latents, read_all
 from learner.policies import with_policies
-from learner.reference import Reference, moves
+from learner.reference import Reference, reference_kind
 from learner.seed_checkpoint import read_seed_state
 from learner.state_files import LearnerState, read_state, write_state
 from learner.vitals import adapter_norms, gradient_norms, unmoved
@@ -87,7 +87,8 @@ class LearnerWorker:
         self.device = torch.device("cuda" if spec.learner.num_gpus > 0 else "cpu")
         self.version = PolicyVersion()
         self._store = None
-        self._timesteps = warped_timesteps(spec.model.denoising_steps, spec.model.timestep_shift)
+        self._levels = noise_levels(spec.model, spec.algorithm)
+        self._dtype = getattr(torch, spec.lora.dtype)  # what EMA and old policy are rounded to
         self._num_moves = 0  # updates with a gradient
         self._skips_in_a_row = 0
         self._num_skipped = 0
@@ -112,10 +113,11 @@ class LearnerWorker:
         files = files_of(m)
         base = load_transformer(files, dtype, self.device)
         base.gradient_checkpointing = spec.learner.gradient_checkpointing
+        base.keep_attention = spec.learner.keep_attention
         base.use_attention(choose_kernel(m.attention, self.device, dtype))
         self._architecture = base.architecture
         model = with_policies(
-            base, spec.lora, files.lora_init, seed=spec.seed, has_reference=moves(spec.algorithm)
+            base, spec.lora, files.lora_init, seed=spec.seed, reference=reference_kind(spec.algorithm)
         )
         self._engine = Engine(model, spec.learner, self.device)
         self._reference = Reference(self._engine, spec.algorithm)
@@ -128,7 +130,10 @@ class LearnerWorker:
             on_host=spec.learner.text_encoder_on_host,
         )
         self._encode = lru_cache(CACHED_PROMPTS)(lambda prompt: encoder.encode([prompt])[0].float())
-        rule = ContextRule(m.chunk_frames, m.window_frames, m.sink_frames, m.rope)
+        chunk, sink = (m.chunk_frames, m.sink_frames)
+        if spec.algorithm.context_mask == "frame":
+            chunk, sink = (1, 0)
+        rule = ContextRule(chunk, m.window_frames, sink, m.rope)
         self._predict = predictor(self._engine, rule, m.context_timestep)
         self._ring = AdapterRing(spec.max_policy_age + 1)
         default = self._default = self._engine.read("default")  # as of the newest version
@@ -152,7 +157,8 @@ class LearnerWorker:
         sums = self._accumulate(micro_batches, seed, num_samples)
         self._payloads = {}
         norms = gradient_norms(self._engine)
-        grad_norm = self._engine.step()
+        lr = learning_rate(self.spec.learner, step)
+        grad_norm = self._engine.step(lr)
         sums = process_group.sum_over_ranks(sums)
         names = ("loss", "policy_loss", "kl_loss", "old_deviation")
         metrics = {name: value / num_samples for name, value in zip(names, sums, strict=True)}
@@ -165,6 +171,7 @@ class LearnerWorker:
                 "grad_norm": math.nan if grad_norm is None else grad_norm,
                 "skipped_steps": float(self._num_skipped),
                 "old_policy_decay": decay,
+                "lr": lr,
             }
         )
         return StepResult(self.version, metrics, time.perf_counter() - start)
@@ -293,13 +300,20 @@ class LearnerWorker:
         on_device = self._on_device(samples)
         seeds = [sample_seed(seed, self.version.step, sample.rollout_id) for sample in samples]
         shape = on_device.window_BTCHW.shape[1:]
-        draws = draw(seeds, shape, self._timesteps, self.spec.algorithm.timesteps_per_sample)
+        algorithm = self.spec.algorithm
+        draws = draw(
+            seeds,
+            shape,
+            self._levels,
+            algorithm.timesteps_per_sample,
+            one_for_all=algorithm.timestep_draw == "microbatch",
+        )
         for number, at in enumerate(draws):
             losses = nft_step(
                 self._predict,
                 on_device,
                 at.to(self.device),
-                algorithm=self.spec.algorithm,
+                algorithm=algorithm,
                 on_policy=on_policy,
                 reference_rows=reference_rows,
             )
@@ -337,10 +351,11 @@ class LearnerWorker:
         self.version = replace(self.version, step=step + 1)
         default = self._engine.read("default")
         decay = old_policy_decay(self.spec.algorithm.old_policy_decay, step + 1)
-        self._ring.push(self.version, mixed(self._ring.newest, default, decay))
+        self._ring.push(self.version, mixed(self._ring.newest, default, decay, steps_in=self._dtype))
         self._old_is_default = decay == 0
         if moved:
-            ema_update_(self._ema, default, decay=ema_decay(step, maximum=self.spec.algorithm.ema_decay))
+            ema = ema_decay(step, maximum=self.spec.algorithm.ema_decay)
+            ema_update_(self._ema, default, decay=ema, steps_in=self._dtype)
         vitals = adapter_norms({"default": default, "old": self._ring.newest, "ema": self._ema})
         vitals["health/unmoved"] = unmoved(self._default, default)
         self._default = default

@@ -16,10 +16,17 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from astrolabe_ray.algorithms.flow_matching import NUM_TIMESTEPS, add_noise, flow_to_x0
+from astrolabe_ray.algorithms.flow_matching import (
+    NUM_TIMESTEPS,
+    add_noise,
+    flow_to_x0,
+    nearest_sigma,
+    sigma_of,
+    warped_timesteps,
+)
 from astrolabe_ray.algorithms.kl import squared_distance
-from astrolabe_ray.algorithms.nft_loss import nft_loss, nft_weight
-from astrolabe_ray.config.schema import AlgorithmConfig
+from astrolabe_ray.algorithms.nft_loss import adaptive_nft_loss, nft_loss, nft_weight
+from astrolabe_ray.config.schema import AlgorithmConfig, ModelConfig
 from astrolabe_ray.models.wan.context import ContextRule
 
 Policy = Literal["default", "old", "reference"]
@@ -41,10 +48,11 @@ class Draw:
     """Where on the noise schedule one forward looks, and with which noise."""
 
     timestep_B: Tensor  # [B], in (0, 1000]
+    x0_sigma_B: Tensor  # share of noise that turns a flow into clean latents
     noise_BTCHW: Tensor
 
     def to(self, device: torch.device) -> Draw:
-        return Draw(self.timestep_B.to(device), self.noise_BTCHW.to(device))
+        return Draw(self.timestep_B.to(device), self.x0_sigma_B.to(device), self.noise_BTCHW.to(device))
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class SampleLosses:
     total: Tensor
     policy: Tensor
     kl: Tensor  # times the sample's weight
-    old_deviation: Tensor  # mean square of (default - old) in x0-space
+    old_deviation: Tensor  # mean square of (default - old), in the loss's space
 
 
 def sample_seed(batch_seed: int, step: int, rollout_id: str) -> int:
@@ -79,22 +87,39 @@ def sample_seed(batch_seed: int, step: int, rollout_id: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def noise_levels(model: ModelConfig, algorithm: AlgorithmConfig) -> list[tuple[float, float]]:
+    """(timestep, share of noise in its flow) of each place where a sample may be trained."""
+    steps = model.denoising_steps
+    if algorithm.train_timesteps == "warped":
+        steps = warped_timesteps(steps, model.timestep_shift)
+    if algorithm.x0_sigma == "table":
+        return [(float(t), nearest_sigma(t, model.timestep_shift)) for t in steps]
+    return [(float(t), float(sigma_of(t))) for t in steps]
+
+
 def draw(
-    seeds: Sequence[int], frame_shape: Sequence[int], timesteps: Sequence[float], num_draws: int
+    seeds: Sequence[int],
+    frame_shape: Sequence[int],
+    levels: Sequence[tuple[float, float]],
+    num_draws: int,
+    *,
+    one_for_all: bool = False,
 ) -> list[Draw]:
     """`num_draws` draws for a microbatch with one seed per sample, on the CPU.
 
-    A sample's timesteps are distinct members of `timesteps`, each equally likely; its noise has shape
-    `frame_shape` (T, C, H, W).
+    A sample's timesteps are distinct members of `levels` (see `noise_levels`), each equally likely; its
+    noise has shape `frame_shape` (T, C, H, W). `one_for_all`: all samples get the first one's timesteps.
     """
-    table = torch.tensor(timesteps, dtype=torch.float32)
+    table = torch.tensor(levels, dtype=torch.float32)
     chosen, noise = [], []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         chosen.append(table[torch.randperm(len(table), generator=generator)[:num_draws]])
         noise.append(torch.randn(num_draws, *frame_shape, generator=generator))
+    if one_for_all:
+        chosen = [chosen[0]] * len(chosen)
     times, noises = torch.stack(chosen, dim=1), torch.stack(noise, dim=1)
-    return [Draw(t, eps) for t, eps in zip(times, noises, strict=True)]
+    return [Draw(level[:, 0], level[:, 1], eps) for level, eps in zip(times, noises, strict=True)]
 
 
 def nft_step(
@@ -113,25 +138,16 @@ def nft_step(
     others' is 0. The forwards without gradients come first, so that switching adapters never meets a
     graph under construction.
     """
-    x0_BTCHW, text_BLD, rows = samples.window_BTCHW, samples.text_BLD, list(reference_rows)
-    sigma = (at.timestep_B / NUM_TIMESTEPS).view(-1, 1, 1, 1, 1)
-    noisy = add_noise(x0_BTCHW, at.noise_BTCHW, sigma)
-    t_BT = at.timestep_B[:, None].expand(-1, x0_BTCHW.shape[1])
-
-    def x0_of(policy: Policy, rows: slice | list[int] = slice(None)) -> Tensor:
-        clean = samples.x0_BTCHW[rows] if algorithm.clean_context else None
-        flow = predict(policy, noisy[rows], t_BT[rows], text_BLD[rows], clean)
-        return flow_to_x0(noisy[rows], flow, sigma[rows])
-
-    old = None if on_policy else x0_of("old")
-    reference = x0_of("reference", rows) if rows else None
-    new = x0_of("default")
+    rows, dtype = list(reference_rows), getattr(torch, algorithm.loss_dtype)
+    prediction_of = _predictions(predict, samples, at, algorithm)
+    old = None if on_policy else prediction_of("old")
+    reference = prediction_of("reference", rows) if rows else None
+    new = prediction_of("default")
     old = new.detach() if old is None else old
-    weight_B = nft_weight(samples.advantage_B, adv_clip_max=algorithm.adv_clip_max)
-    policy_B = nft_loss(new, old, x0_BTCHW, weight_B, nft_beta=algorithm.nft_beta)
+    policy_B = _policy_loss(new, old, samples, at, algorithm)
     kl_B = torch.zeros_like(policy_B)
     if reference is not None:
-        weighted = samples.kl_weight_B[rows] * squared_distance(new[rows], reference)
+        weighted = samples.kl_weight_B[rows] * squared_distance(new[rows], reference, dtype=dtype)
         kl_B = kl_B.index_put((torch.tensor(rows, device=kl_B.device),), weighted)
     return SampleLosses(
         total=policy_B + algorithm.kl_coef * kl_B,
@@ -139,6 +155,45 @@ def nft_step(
         kl=kl_B.detach(),
         old_deviation=squared_distance(new.detach(), old),
     )
+
+
+class _Predictions(Protocol):
+    """What a policy says about some of the samples, in the space of the loss."""
+
+    def __call__(self, policy: Policy, rows: slice | list[int] = slice(None)) -> Tensor: ...
+
+
+def _predictions(predict: Predict, samples: Samples, at: Draw, algorithm: AlgorithmConfig) -> _Predictions:
+    """Clean latents or flows at the draw, in the dtype of the loss."""
+    dtype = getattr(torch, algorithm.loss_dtype)
+    x0_BTCHW, text_BLD = samples.window_BTCHW.to(dtype).float(), samples.text_BLD
+    noisy = add_noise(x0_BTCHW, at.noise_BTCHW.to(dtype).float(), _per_sample(at.timestep_B) / NUM_TIMESTEPS)
+    noisy, x0_sigma = noisy.to(dtype), _per_sample(at.x0_sigma_B)
+    t_BT = at.timestep_B[:, None].expand(-1, x0_BTCHW.shape[1])
+
+    def prediction_of(policy: Policy, rows: slice | list[int] = slice(None)) -> Tensor:
+        clean = samples.x0_BTCHW[rows] if algorithm.clean_context else None
+        flow = predict(policy, noisy[rows], t_BT[rows], text_BLD[rows], clean)
+        if algorithm.loss_space == "v":
+            return flow.to(dtype)
+        return flow_to_x0(noisy[rows].float(), flow, x0_sigma[rows]).to(dtype)
+
+    return prediction_of
+
+
+def _policy_loss(new: Tensor, old: Tensor, samples: Samples, at: Draw, algorithm: AlgorithmConfig) -> Tensor:
+    dtype, clip = getattr(torch, algorithm.loss_dtype), algorithm.adv_clip_max
+    x0_BTCHW, weight_B = samples.window_BTCHW.to(dtype), nft_weight(samples.advantage_B, adv_clip_max=clip)
+    if algorithm.loss_space == "x0":
+        return nft_loss(new, old, x0_BTCHW, weight_B, nft_beta=algorithm.nft_beta, dtype=dtype).float()
+    flow_BTCHW = at.noise_BTCHW.to(dtype) - x0_BTCHW
+    return adaptive_nft_loss(
+        new, old, flow_BTCHW, at.x0_sigma_B, weight_B, nft_beta=algorithm.nft_beta, adv_clip_max=clip
+    )
+
+
+def _per_sample(values_B: Tensor) -> Tensor:
+    return values_B.view(-1, 1, 1, 1, 1)
 
 
 def predictor(engine, context: ContextRule, context_timestep: float) -> Predict:

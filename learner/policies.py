@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -14,20 +15,27 @@ from astrolabe_ray.models.lora_files import Lora, read_lora, require_lora_fits
 from astrolabe_ray.models.wan.transformer import CausalWanModel
 
 REFERENCE = "reference"  # the name that `Engine.using` takes
+ReferenceKind = Literal["start", "base", "moves"]
+"""The reference policy: what training starts from, the base without adapters, or one that follows."""
 
 
 def with_policies(
-    base: CausalWanModel, config: LoraConfig, lora_init: Path | None, *, seed: int, has_reference: bool
+    base: CausalWanModel,
+    config: LoraConfig,
+    lora_init: Path | None,
+    *,
+    seed: int,
+    reference: ReferenceKind,
 ) -> PeftModel:
     """`base` with the adapters `default` and `old`.
 
-    Without `lora_init` they are fresh, and the reference policy is the base without adapters. With it
-    they start from that LoRA, and so does a third one, `reference`: the penalty pulls to where training
-    started. `has_reference`: that one is there in any case, for a reference that moves.
+    Without `lora_init` they are fresh, else they start from that LoRA. Where the reference policy is not the
+    base without adapters, there is a third one, `reference`, equal to them.
     Raises ConfigError if the LoRA does not fit the model or `config`.
     """
     lora = None if lora_init is None else _initial(lora_init, base, config)
-    names = ("default", "old") if lora is None and not has_reference else ("default", "old", REFERENCE)
+    is_base = reference == "base" or (reference == "start" and lora is None)
+    names = ("default", "old") if is_base else ("default", "old", REFERENCE)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = add_adapters(base, config, names)

@@ -8,16 +8,18 @@ from pathlib import Path
 from torch import Tensor
 
 from astrolabe_ray.algorithms.lagging_reference import LaggingReference, after_step
+from astrolabe_ray.algorithms.released_kl import released_after_step
 from astrolabe_ray.config.schema import AlgorithmConfig
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.types import TrainSample
 from learner.engine import Engine
+from learner.policies import ReferenceKind
 from learner.process_group import sum_over_ranks
 
 
-def moves(algorithm: AlgorithmConfig) -> bool:
-    """Whether the reference follows the trained policy; it then has an adapter of its own."""
-    return algorithm.kl_samples == "disagreeing"
+def reference_kind(algorithm: AlgorithmConfig) -> ReferenceKind:
+    """Whether the reference follows the trained policy, or what it is for good."""
+    return "moves" if algorithm.kl_samples == "disagreeing" else algorithm.kl_reference
 
 
 class Reference:
@@ -25,7 +27,7 @@ class Reference:
 
     def __init__(self, engine: Engine, algorithm: AlgorithmConfig) -> None:
         self._engine, self._algorithm = engine, algorithm
-        self._moves = moves(algorithm)
+        self._moves = reference_kind(algorithm) == "moves"
         self._state = LaggingReference(algorithm.reference_max_kl)
 
     def rows(self, micro_batches: Sequence[Sequence[TrainSample]]) -> list[list[int]]:
@@ -51,9 +53,13 @@ class Reference:
         if not self._moves:
             return {}
         before, algorithm = self._state, self._algorithm
-        self._state, is_due = after_step(
-            before, kl, first_threshold=algorithm.reference_max_kl, max_age=algorithm.reference_max_age
-        )
+        max_age = algorithm.reference_max_age
+        if algorithm.kl_rule == "release":
+            self._state, is_due = released_after_step(before, kl, max_age=max_age)
+        else:
+            self._state, is_due = after_step(
+                before, kl, first_threshold=algorithm.reference_max_kl, max_age=max_age
+            )
         if is_due:
             self._engine.write("reference", default)
         return {

@@ -41,7 +41,7 @@ class PlainLearner:
         self.v = {name: torch.zeros_like(t) for name, t in self.default.items()}
         self.step = 0
 
-    def predict_x0(self, adapter: Adapter, x_t: Tensor, t: float, x0: Tensor, prompt: str) -> Tensor:
+    def predict_flow(self, adapter: Adapter, x_t: Tensor, t: float, x0: Tensor, prompt: str) -> Tensor:
         m = self.spec.model
         scale = self.spec.lora.alpha / self.spec.lora.rank
         weights = dict(self.model.named_parameters())
@@ -49,6 +49,8 @@ class PlainLearner:
             delta = scale * adapter[f"{name}.lora_B"] @ adapter[f"{name}.lora_A"]
             weights[f"{name}.weight"] = weights[f"{name}.weight"] + delta
         rule = ContextRule(m.chunk_frames, m.window_frames, m.sink_frames, m.rope)
+        if self.spec.algorithm.context_mask == "frame":
+            rule = ContextRule(1, m.window_frames, 0, m.rope)
         clean = x0[None] if self.spec.algorithm.clean_context else None
         t_BT = torch.full((1, len(x0)), t, dtype=torch.float64)
         text = self.encoder.encode([prompt]).double()
@@ -56,7 +58,7 @@ class PlainLearner:
         whole = torch.cat([torch.zeros_like(x0[:first]), x_t])[None]
         with self.detached(first * x0[0, 0].numel() // 4):
             flow = functional_call(self.model, weights, (whole, t_BT, text, rule, clean, m.context_timestep))
-        return x_t - t / 1000 * flow[0, first:]
+        return flow[0, first:]
 
     @contextmanager
     def detached(self, num_tokens: int) -> Iterator[None]:
@@ -77,6 +79,8 @@ class PlainLearner:
         digest = hashlib.sha256(f"{seed}/{self.step}/{sample.rollout_id}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") // 2)
         shift, fractions = m.timestep_shift, [s / 1000 for s in m.denoising_steps]
+        if a.train_timesteps == "plain":
+            shift = 1.0
         table = [1000 * shift * u / (1 + (shift - 1) * u) for u in fractions]
         picked = torch.randperm(len(table), generator=generator)[: a.timesteps_per_sample]
         x0 = torch.from_numpy(sample.latents).double()
@@ -87,17 +91,29 @@ class PlainLearner:
         for i, noise in zip(picked.tolist(), noises, strict=True):
             sigma = table[i] / 1000
             at = ((1 - sigma) * window + sigma * noise, table[i], x0, sample.prompt)
-            new = self.predict_x0(adapter, *at)
+            new = self.predict_flow(adapter, *at)
             with torch.no_grad():
-                old = self.predict_x0(self.old[sample.policy_version], *at)
-                reference = self.predict_x0(self.reference, *at)
-            positive = a.nft_beta * new + (1 - a.nft_beta) * old
-            negative = (1 + a.nft_beta) * old - a.nft_beta * new
-            nft = r * ((positive - window) ** 2).mean() + (1 - r) * ((negative - window) ** 2).mean()
+                old = self.predict_flow(self.old[sample.policy_version], *at)
+                reference = self.predict_flow(self.reference, *at)
+            share = self.table_sigma(table[i]) if a.x0_sigma == "table" else sigma
+            mixes = (a.nft_beta * new + (1 - a.nft_beta) * old, (1 + a.nft_beta) * old - a.nft_beta * new)
+            if a.loss_space == "v":
+                errors = [share * (mix - (noise - window)) for mix in mixes]
+                parts = [(e**2).mean() / e.detach().abs().mean() for e in errors]
+                nft = (r * parts[0] + (1 - r) * parts[1]) * a.adv_clip_max / a.nft_beta
+            else:
+                parts = [((at[0] - share * mix - window) ** 2).mean() for mix in mixes]
+                nft = r * parts[0] + (1 - r) * parts[1]
+                new, reference = at[0] - share * new, at[0] - share * reference
             kl = sample.kl_weight * ((new - reference) ** 2).mean()
             policy, penalty = policy + nft / len(picked), penalty + kl / len(picked)
             total = total + (nft + a.kl_coef * kl) / len(picked)
         return total, policy, penalty
+
+    def table_sigma(self, t: float) -> float:
+        shift = self.spec.model.timestep_shift
+        sigmas = [shift * u / (1 + (shift - 1) * u) for u in (1 - n / 1000 for n in range(1000))]
+        return min(sigmas, key=lambda sigma: abs(1000 * sigma - t))
 
     def train(self, samples: Sequence[TrainSample], seed: int) -> dict[str, float]:
         parameters = {name: t.clone().requires_grad_() for name, t in self.default.items()}

@@ -14,22 +14,31 @@ STD_EPS = 1e-4
 
 
 def group_advantages(
-    rewards: Sequence[Sequence[float]], *, std: Literal["global", "group"]
+    rewards: Sequence[Sequence[float]],
+    *,
+    std: Literal["global", "group"],
+    beside: Sequence[Sequence[float]] | None = None,
 ) -> tuple[list[list[float]], dict[str, float]]:
     """Advantages in the shape of `rewards` (groups x rollouts), and statistics of the batch.
 
     advantage = (reward - mean of its group) / (std + 1e-4), with the population std of all rewards
-    of the batch (`global`) or of the group (`group`). A group whose rewards are all equal teaches
+    of the batch (`global`) or of the group (`group`). `beside[g]`: rewards that count for the mean and std of
+    group g and get no advantage, of the same prompt in other groups or earlier steps. Where no group has
+    anything to compare with, all are compared with each other. A group whose rewards are all equal teaches
     nothing: its advantages are exactly 0 and it is counted.
     Raises ValueError for an empty batch or group and for a reward that is not finite.
     """
     _check(rewards)
-    group_stds = [population_std(group) for group in rewards]
-    batch_std = population_std([reward for group in rewards for reward in group])
+    flat = [reward for group in rewards for reward in group]
+    peers = [[*group, *more] for group, more in zip(rewards, beside or [()] * len(rewards), strict=True)]
+    if all(len(group) == 1 for group in peers):
+        peers = [flat] * len(rewards)
+    group_stds = [population_std(group) for group in peers]
+    batch_std = population_std(flat)
     advantages = []
-    for group, group_std in zip(rewards, group_stds, strict=True):
+    for group, compared, group_std in zip(rewards, peers, group_stds, strict=True):
         scale = (batch_std if std == "global" else group_std) + STD_EPS
-        mean = _mean(group)
+        mean = _mean(compared)
         advantages.append([(r - mean) / scale if group_std > 0 else 0.0 for r in group])
     num_equal = sum(group_std == 0 for group_std in group_stds)
     stats = {

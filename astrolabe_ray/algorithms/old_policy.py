@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Schedule = Literal["none", "linear", "delayed"]
@@ -24,6 +25,12 @@ def old_policy_decay(schedule: Schedule, step: int) -> float:
     return min(0.0075 * max(step - 75, 0), 0.999)
 
 
-def mixed(old: Tensor, default: Tensor, decay: float) -> Tensor:
-    """A new tensor d old + (1 - d) default; bitwise `default` for d = 0."""
-    return default.clone() if decay == 0 else decay * old + (1 - decay) * default
+def mixed(old: Tensor, default: Tensor, decay: float, *, steps_in: torch.dtype = torch.float32) -> Tensor:
+    """A new tensor d old + (1 - d) default; bitwise `default` for d = 0.
+
+    `steps_in`: the dtype that products and sum are rounded to; the result has that of `default`.
+    """
+    if decay == 0:
+        return default.clone()
+    narrow_old, narrow_default = old.to(steps_in), default.to(steps_in)
+    return (decay * narrow_old + (1 - decay) * narrow_default).to(default.dtype)

@@ -81,11 +81,17 @@ def selected(disagreements: Sequence[float], share: float) -> list[bool]:
     Percentiles are interpolated linearly. A value is never above itself: the only praised sample, and
     all that are equal at the top, are not selected.
     """
-    praised = sorted(value for value in disagreements if value > 0)
+    praised = [value for value in disagreements if value > 0]
     if not praised:
         return [False] * len(disagreements)
-    position = (1 - share) * (len(praised) - 1)
-    below = math.floor(position)
-    above = min(below + 1, len(praised) - 1)
-    threshold = praised[below] + (position - below) * (praised[above] - praised[below])
+    threshold = percentile(praised, 1 - share)
     return [value > threshold for value in disagreements]
+
+
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """Value below which `fraction` (0..1) of `values` lie, interpolated linearly."""
+    ordered = sorted(values)
+    position = fraction * (len(ordered) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (position - below) * (ordered[above] - ordered[below])

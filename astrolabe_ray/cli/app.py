@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from astrolabe_ray.cli.checkpoint_flags import add_checkpoints
+from astrolabe_ray.cli.config_flags import PASSES_OVERRIDES, ConfigOption, overrides_in
 from astrolabe_ray.cli.generate_flags import add_generate
-from astrolabe_ray.cli.score_flags import Host, Http, Port, TokenFile, add_score
-from astrolabe_ray.cli.token import read_token
+from astrolabe_ray.cli.reward_flags import add_rewards
+from astrolabe_ray.cli.score_flags import add_score
 from astrolabe_ray.cli.usage import OneLineErrors
-from astrolabe_ray.cli.wiring import DoorOptions, Wiring
-from astrolabe_ray.config.overrides import PREFIX
-from astrolabe_ray.config.seed_keys import translated
-from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.cli.wiring import Wiring
 
 EPILOG_TRAIN = """
 Examples:
@@ -33,42 +30,11 @@ A run writes a folder under logs/ with its report, metrics, videos and checkpoin
 Exit codes: 0 done or stopped on request, 1 failed, 2 the config asks for something that can't be done.
 """
 
-_PASSES_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-ConfigOption = Annotated[
-    str, typer.Option("--config", metavar="FILE.py:PRESET", help="Config file and the preset in it.")
-]
-
 ModelName = Annotated[str, typer.Argument(metavar="NAME", help="Base model, as `models list` names it.")]
-ServerName = Annotated[
-    str, typer.Argument(metavar="NAME", help="As `rewards status` shows it, its beginning, or the scorer.")
-]
-AddressOption = Annotated[str, typer.Option(help="Address of the Ray cluster; auto: as for `train`.")]
 ShrinkOption = Annotated[
     bool,
     typer.Option("--shrink", help="The same run with the embedded model and scorers, on two CPU cores."),
 ]
-
-
-def overrides_in(arguments: list[str], known: tuple[str, ...]) -> list[str]:
-    """The `--config.KEY=VALUE` of a command line, also when written `--config.KEY VALUE`.
-
-    Keys of the first Astrolabe release are translated, with a note. Raises ConfigError for anything else,
-    naming the likeliest of the `known` options.
-    """
-    found: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if not argument.startswith(PREFIX):
-            meant = difflib.get_close_matches(argument.split("=")[0], known, n=1)
-            options = ", ".join((*known, f"{PREFIX}KEY=VALUE"))
-            hint = f"did you mean {meant[0]}?" if meant else f"there is {options}"
-            raise ConfigError(f"there is no option '{argument}'; {hint}")
-        found.append(argument if "=" in argument else f"{argument}={next(rest, '')}")
-    overrides, notes = translated(found)
-    for note in notes:
-        typer.echo(f"note: {note}", err=True)
-    return overrides
 
 
 def make_app(wiring: Wiring) -> typer.Typer:
@@ -84,7 +50,7 @@ def make_app(wiring: Wiring) -> typer.Typer:
     add_generate(app, wiring)
     add_score(app, wiring)
     _add_pretrain(app)
-    _add_rewards(app, wiring)
+    add_rewards(app, wiring)
     _add_report(app)
     add_checkpoints(app)
     _add_configs(app)
@@ -93,7 +59,7 @@ def make_app(wiring: Wiring) -> typer.Typer:
 
 
 def _add_train(app: typer.Typer, wiring: Wiring) -> None:
-    @app.command(context_settings=_PASSES_OVERRIDES, epilog=EPILOG_TRAIN)
+    @app.command(context_settings=PASSES_OVERRIDES, epilog=EPILOG_TRAIN)
     def train(
         context: typer.Context,
         config: ConfigOption,
@@ -127,70 +93,6 @@ def _add_pretrain(app: typer.Typer) -> None:
         run(parts, seed=seed, out=out)
 
 
-def _add_rewards(app: typer.Typer, wiring: Wiring) -> None:
-    rewards = typer.Typer(
-        help="Reward servers that outlive a run and are shared by runs.", no_args_is_help=True
-    )
-    app.add_typer(rewards, name="rewards")
-
-    @rewards.command(context_settings=_PASSES_OVERRIDES)
-    def up(
-        context: typer.Context,
-        config: ConfigOption,
-        http: Http = False,
-        host: Host = "127.0.0.1",
-        port: Port = 8100,
-        token_file: TokenFile = None,
-    ) -> None:
-        """Start the reward servers of a config on the cluster of RAY_ADDRESS; keeps what already runs."""
-        from astrolabe_ray.cli.rewards import up as run
-
-        door = DoorOptions(host, port, read_token(token_file)) if http else None
-        known = ("--config", "--http", "--host", "--port", "--token-file")
-        run(config, overrides_in(context.args, known), wiring, door)
-
-    @rewards.command(context_settings=_PASSES_OVERRIDES)
-    def status(context: typer.Context, config: ConfigOption) -> None:
-        """List the reward servers that run."""
-        from astrolabe_ray.cli.rewards import status as run
-
-        run(config, overrides_in(context.args, ("--config",)), wiring)
-
-    @rewards.command(context_settings=_PASSES_OVERRIDES)
-    def down(context: typer.Context, config: ConfigOption) -> None:
-        """Stop the reward servers, also for other runs that use them, and close the HTTP door."""
-        from astrolabe_ray.cli.rewards import down as run
-
-        run(config, overrides_in(context.args, ("--config",)), wiring)
-
-    @rewards.command()
-    def scale(
-        name: ServerName,
-        min_replicas: Annotated[int, typer.Option("--min", help="Replicas that stay without any load.")],
-        max_replicas: Annotated[int, typer.Option("--max", help="Replicas at most.")],
-        address: AddressOption = "auto",
-    ) -> None:
-        """Let a running server have more or fewer replicas; those that stay are not restarted."""
-        from astrolabe_ray.cli.rewards import scale as run
-
-        run(name, min_replicas, max_replicas, address, wiring)
-
-    @rewards.command()
-    def bench(
-        name: ServerName,
-        seconds: Annotated[float, typer.Option(min=1, help="How long to ask.")] = 10,
-        in_flight: Annotated[int, typer.Option(min=1, help="Requests of one video at a time.")] = 32,
-        size: Annotated[
-            tuple[int, int, int], typer.Option(metavar="FRAMES HEIGHT WIDTH", help="Of the drawn videos.")
-        ] = (9, 64, 64),
-        address: AddressOption = "auto",
-    ) -> None:
-        """Measure a running server with drawn videos: videos/s, latency, batch sizes."""
-        from astrolabe_ray.cli.rewards import bench as run
-
-        run(name, seconds=seconds, in_flight=in_flight, size=size, address=address, wiring=wiring)
-
-
 def _add_report(app: typer.Typer) -> None:
     @app.command()
     def report(
@@ -213,7 +115,7 @@ def _add_configs(app: typer.Typer) -> None:
 
         list_presets()
 
-    @configs.command(context_settings=_PASSES_OVERRIDES)
+    @configs.command(context_settings=PASSES_OVERRIDES)
     def show(
         context: typer.Context,
         preset: Annotated[str, typer.Argument(metavar="FILE.py:PRESET")],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from astrolabe_ray.cli.summary import row
+from astrolabe_ray.config.compat import with_compat
 from astrolabe_ray.config.loader import load
 from astrolabe_ray.config.overrides import apply_overrides
 from astrolabe_ray.config.schema import RunConfig
@@ -23,4 +24,4 @@ def selected(spec: str, overrides: Sequence[str], *, small: bool) -> RunConfig:
     config, notes = shrink(load(spec))
     for note in notes:
         typer.echo(row("shrunk", note))
-    return apply_overrides(config, overrides)
+    return apply_overrides(config, with_compat(config, overrides))

@@ -15,6 +15,7 @@ from types import FunctionType, ModuleType
 
 from pydantic import ValidationError
 
+from astrolabe_ray.config.compat import with_compat
 from astrolabe_ray.config.overrides import apply_overrides
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.config.validation import as_config_error
@@ -41,7 +42,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> RunConfig:
         config = presets[name]()
     except ValidationError as error:
         raise as_config_error(error, spec) from None
-    return apply_overrides(config, overrides)
+    return apply_overrides(config, with_compat(config, overrides))
 
 
 def find_config_file(file: str) -> Path:

@@ -60,6 +60,9 @@ class LoraConfig(Section):
 
     rank: int = Field(default=16, gt=0)
     alpha: int = Field(default=16, gt=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the adapters, their gradients and Adam's moments, and what EMA and old policy are rounded to;
+    bfloat16 loses most updates, is for comparison only and needs learner.zero_stage 0."""
 
 
 class DataConfig(Section):
@@ -68,6 +71,8 @@ class DataConfig(Section):
     train_prompts: str = "builtin:sprites/train"
     """A text file with one prompt a line, or `builtin:sprites/train`."""
     heldout_prompts: str = "builtin:sprites/heldout"
+    prompts_per_step: int | None = Field(default=None, gt=0)
+    """Distinct prompts of a step, which its groups then share; None: one for each group."""
 
 
 class RolloutConfig(Section):
@@ -75,8 +80,8 @@ class RolloutConfig(Section):
 
     num_groups: int = Field(default=8, gt=0)
     """Groups (distinct prompts) per train step."""
-    group_size: int = Field(default=8, ge=2)
-    """Rollouts per group."""
+    group_size: int = Field(default=8, ge=1)
+    """Rollouts per group; with 1, all rollouts of a step are compared with each other."""
     batch_size: int = Field(default=8, gt=0)
     """Rollouts that one actor makes in one call; divides group_size."""
     min_actors: int = Field(default=1, gt=0)
@@ -135,15 +140,27 @@ class RewardConfig(Section):
 class AlgorithmConfig(Section):
     """DiffusionNFT on distilled autoregressive video models."""
 
+    compat: Literal["none", "astrolabe"] = "none"
+    """astrolabe: the options that docs/algorithm.md lists get the values of the first Astrolabe release,
+    unless the command line sets them; for comparison only."""
+    loss_space: Literal["x0", "v"] = "x0"
+    """Loss and penalty on clean predictions, or on flows with DiffusionNFT's adaptive weight."""
+    loss_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the noised latents, the predictions and their squared errors; bfloat16 keeps three digits."""
     nft_beta: float = Field(default=1.0, gt=0, le=1)
     """Mixing weight of the positive and negative targets."""
     kl_coef: float = Field(default=1e-4, ge=0)
-    """Weight of the squared distance to the reference policy: the base, with `model.lora_init` if set."""
+    """Weight of the squared distance to the reference policy: see kl_reference."""
+    kl_reference: Literal["start", "base"] = "start"
+    """The reference policy: what training starts from, or the base without `model.lora_init`."""
     kl_samples: Literal["all", "disagreeing"] = "all"
     """Samples that the distance counts for; disagreeing: some of those that main_reward ranks above what the
     other rewards say, with a reference policy that follows the trained one in jumps."""
     main_reward: str | None = None
     """Key of the reward whose ranking is compared with the other rewards'; for kl_samples=disagreeing."""
+    kl_rule: Literal["paper", "release"] = "paper"
+    """How samples are chosen and the reference's threshold moves; release: the first release's signs and
+    min/max, see docs/decisions/0004; for kl_samples=disagreeing."""
     reference_max_age: int = Field(default=15, gt=0)
     """Largest age in steps of the reference policy; for kl_samples=disagreeing."""
     reference_max_kl: float = Field(default=0.15, gt=0)
@@ -155,6 +172,20 @@ class AlgorithmConfig(Section):
     adv_clip_max: float = Field(default=5.0, gt=0)
     advantage_std: Literal["global", "group"] = "global"
     """Divide centred rewards by the std of the whole batch or of each group."""
+    advantage_peers: Literal["group", "prompt"] = "group"
+    """Whose mean (and std, if of groups) a reward is compared with: its group's, or that of all of the step's
+    groups with its prompt."""
+    prompt_history: int = Field(default=0, ge=0)
+    """Newest rewards of a prompt from earlier steps that count for that mean, too."""
+    skip_equal_groups: bool = False
+    """Leave groups whose rewards are all equal out of the batch, unless all are."""
+    train_timesteps: Literal["warped", "plain"] = "warped"
+    """Train at the sampler's timesteps, or at those of model.denoising_steps before the shift."""
+    x0_sigma: Literal["exact", "table"] = "exact"
+    """Share of noise that turns a flow into a clean prediction: that of the timestep, or the nearest of the
+    shifted table of 1000."""
+    timestep_draw: Literal["sample", "microbatch"] = "sample"
+    """Draw timesteps for each sample, or one set for all samples of a microbatch."""
     timesteps_per_sample: int = Field(default=1, gt=0)
     """Denoising timesteps that one sample trains on in one step, drawn without replacement."""
     old_policy_decay: Literal["none", "linear", "delayed"] = "none"
@@ -162,6 +193,9 @@ class AlgorithmConfig(Section):
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
     clean_context: bool = True
     """Training sees clean earlier frames, as sampling does; False: noisy ones."""
+    context_mask: Literal["chunk", "frame"] = "chunk"
+    """Training attends chunk by chunk with the sink, as sampling does, or frame by frame without a sink;
+    frame needs clean_context=false."""
     train_window_frames: int | None = Field(default=None, gt=0)
     """Latent frames of a rollout that are scored and trained on; frames before them are context, and none are
     made after them. None: the whole video."""
@@ -177,11 +211,22 @@ class LearnerConfig(Section):
     micro_batch_size: int = Field(default=16, gt=0)
     """Samples in one forward."""
     lr: float = Field(default=1e-5, gt=0)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How lr falls after the warm-up."""
+    lr_warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which lr rises linearly from lr / (steps + 1)."""
+    lr_decay_steps: int = Field(default=1000, gt=0)
+    """Steps after the warm-up until lr has fallen to lr_final_share of itself, if it falls."""
+    lr_final_share: float = Field(default=0.0, ge=0, le=1)
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False
+    keep_attention: bool = False
+    """Checkpointing keeps the results of attention, which are dear to compute and small."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in host memory; needs ZeRO 1 to 3."""
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
     """Resources of one learner rank."""

@@ -12,15 +12,19 @@ class GroupSampler:
     """Deals out prompts by dispatch number: every prompt once a pass, each pass in a new order.
 
     The same number always gives the same prompt, so a resumed or repeated run sees the same ones.
+    `shared`: (groups of a step, distinct prompts among them), for steps whose groups share prompts.
     """
 
-    def __init__(self, prompts: Sequence[str], seed: int) -> None:
+    def __init__(self, prompts: Sequence[str], seed: int, *, shared: tuple[int, int] = (1, 1)) -> None:
         self._prompts, self._seed = tuple(prompts), seed
+        self._num_groups, self._num_distinct = shared
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def prompt(self, number: int) -> str:
         """Prompt of the group with dispatch number `number`, counted from 0."""
-        pass_number, position = divmod(number, len(self._prompts))
+        step, group = divmod(number, self._num_groups)
+        place = step * self._num_distinct + group % self._num_distinct
+        pass_number, position = divmod(place, len(self._prompts))
         return self._prompts[self._order(pass_number)[position]]
 
     def _shuffled(self, pass_number: int) -> list[int]:

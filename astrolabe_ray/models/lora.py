@@ -20,9 +20,10 @@ _PREFIX = "base_model.model."
 def add_adapters(
     model: CausalWanModel, config: LoraConfig, names: Sequence[str] = ("default", "old")
 ) -> PeftModel:
-    """Wrap `model` with equal float32 adapters (A Kaiming, B zero) on every linear of its blocks.
+    """Wrap `model` with equal adapters (A Kaiming, B zero) on every linear of its blocks.
 
-    The first one is active and trainable, the others are frozen.
+    Their dtype is `config.dtype`, whatever the base has. The first one is active and trainable, the
+    others are frozen.
     """
     targets = list(block_linears(model))
     settings = peft.LoraConfig(
@@ -34,6 +35,9 @@ def add_adapters(
         wrapped.add_adapter(name, settings)
         for key, tensor in adapter_tensors(wrapped, name).items():
             tensor.data.copy_(first[key])
+    for name in names:
+        for tensor in adapter_tensors(wrapped, name).values():
+            tensor.data = tensor.data.to(getattr(torch, config.dtype))
     wrapped.set_adapter(names[0])
     return wrapped
 

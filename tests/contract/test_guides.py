@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import launch
-from astrolabe_ray.cli.app import make_app, overrides_in
+from astrolabe_ray.cli.app import make_app
+from astrolabe_ray.cli.config_flags import overrides_in
 from astrolabe_ray.cli.selection import selected
 from astrolabe_ray.config.loader import load
 from astrolabe_ray.report.video import decode_mp4

@@ -49,9 +49,35 @@ def test_advantages_agree_with_numpy(rewards) -> None:
     """Independent vectorised form of the same definition, to 1e-6 of the 1e-4 floor of the scale."""
     advantages, _ = group_advantages(rewards, std="global")
     std = np.std([r for group in rewards for r in group])
+    alone = all(len(group) == 1 for group in rewards)
     for group, got in zip(rewards, advantages, strict=True):
-        want = (np.array(group) - np.mean(group)) / (std + 1e-4)
+        want = (np.array(group) - np.mean(rewards if alone else group)) / (std + 1e-4)
         assert np.allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+def test_single_rollouts_are_compared_with_each_other() -> None:
+    """Each one minus its own mean is 0: nothing would ever be learned with one rollout per prompt.
+
+    By hand: the mean of 1, 2, 6 is 3, the population variance (4 + 1 + 9) / 3.
+    """
+    advantages, stats = group_advantages([[1.0], [2.0], [6.0]], std="group")
+    scale = math.sqrt(14 / 3) + 1e-4
+    assert np.allclose(advantages, [[-2 / scale], [-1 / scale], [3 / scale]], rtol=1e-12)
+    assert stats["advantage/zero_std_groups"] == 0
+
+
+def test_rewards_beside_a_group_count_for_its_mean_and_std_only() -> None:
+    """Earlier rewards of a prompt would get advantages, or widen the std of the whole batch.
+
+    By hand: (1, 3) beside 8 has mean 4; the batch 1, 3, 0, 2 has population variance 1.25.
+    """
+    rewards, beside = [[1.0, 3.0], [0.0, 2.0]], [[8.0], []]
+    advantages, stats = group_advantages(rewards, std="global", beside=beside)
+    scale = math.sqrt(1.25) + 1e-4
+    assert np.allclose(advantages, [[-3 / scale, -1 / scale], [-1 / scale, 1 / scale]], rtol=1e-12)
+    assert stats["advantage/reward_std"] == pytest.approx(math.sqrt(1.25))
+    own, _ = group_advantages(rewards, std="group", beside=beside)
+    assert own[0][0] == pytest.approx(-3 / (math.sqrt((9 + 1 + 16) / 3) + 1e-4), rel=1e-12)
 
 
 @pytest.mark.parametrize("rewards", [[], [[1.0], []], [[1.0, math.nan]], [[math.inf]]])

@@ -117,14 +117,14 @@ def test_a_config_printed_as_overrides_gives_the_same_config() -> None:
         ("group_size=3", "config has no key 'group_size'; did you mean 'rollout.group_size'?"),
         ("rolout.group_size=3", "config has no key 'rolout.group_size'; did you mean 'rollout.group_size'?"),
         ("rewards.1.wieght=3", "config has no key 'rewards.1.wieght'; did you mean 'rewards.1.weight'?"),
-        ("lora.qqq=3", "config has no key 'lora.qqq'; lora has: alpha, rank"),
+        ("lora.qqq=3", "config has no key 'lora.qqq'; lora has: alpha, dtype, rank"),
         (
             "rewards.3.weight=1",
             "config has no key 'rewards.3.weight': '3' is not one of its entries 0 (tiny_clip), "
             "1 (motion_quality), 2 (image_quality)",
         ),
         ("rollout.group_size", "'rollout.group_size' has no value; write --config.rollout.group_size=VALUE"),
-        ("rollout.group_size=1", "command line: rollout.group_size = 1: must be at least 2"),
+        ("rollout.group_size=0", "command line: rollout.group_size = 0: must be at least 1"),
         ("learner.lr=fast", "command line: learner.lr = 'fast': must be a number"),
         (
             "algorithm.window_start=first",

@@ -63,22 +63,8 @@ def test_the_share_of_a_resumed_run_goes_on() -> None:
     """A share that starts anew compares the first batch with nothing."""
     selection = KlSelection(config(**SELECTIVE))
     selection.weights(groups(MAIN, [4.0, 5.0, 6.0, 3.0, 2.0, 1.0]))  # differences 2 0 -2 0 0 0
-    selection.commit()
     resumed = KlSelection(config(**SELECTIVE))
     resumed.restore(json.loads(json.dumps(selection.state())))
     _, metrics = resumed.weights(groups(MAIN, OTHER))  # mean 3 / 6 after 2 / 6
     assert metrics["kl/share"] == pytest.approx(0.11)
-    resumed.commit()
     assert resumed.state() == {"kl_share": metrics["kl/share"], "kl_recent": pytest.approx([1 / 3, 0.5])}
-
-
-def test_a_step_that_is_made_again_moves_the_share_once() -> None:
-    """A share that grew by 1.1 twice, and a memory of 20 steps that holds one of them twice."""
-    selection = KlSelection(config(**SELECTIVE))
-    selection.weights(groups(MAIN, [4.0, 5.0, 6.0, 3.0, 2.0, 1.0]))
-    selection.commit()
-    lost = selection.weights(groups(MAIN, OTHER))
-    assert selection.state() == {"kl_share": 0.1, "kl_recent": pytest.approx([1 / 3])}
-    assert selection.weights(groups(MAIN, OTHER)) == lost
-    selection.commit()
-    assert selection.state() == {"kl_share": pytest.approx(0.11), "kl_recent": pytest.approx([1 / 3, 0.5])}

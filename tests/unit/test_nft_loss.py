@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from astrolabe_ray.algorithms.ema import ema_decay, ema_update_
 from astrolabe_ray.algorithms.kl import squared_distance
-from astrolabe_ray.algorithms.nft_loss import nft_loss, nft_weight
+from astrolabe_ray.algorithms.nft_loss import adaptive_nft_loss, nft_loss, nft_weight
 from astrolabe_ray.algorithms.old_policy import mixed, old_policy_decay
 
 
@@ -75,6 +76,69 @@ def test_gradient_on_policy_is_the_published_closed_form() -> None:
     assert torch.allclose(new.grad, want, atol=1e-15)
 
 
+def test_the_adaptive_loss_divides_each_branch_by_its_own_error() -> None:
+    """One divisor for both branches, a forgotten 1 / beta, or errors of flows instead of clean latents.
+
+    By hand, sigma 0.5, beta 0.5: e+ = 0.5 (0.5 * 2 + 0.5 * 0 - 4) = -1.5, e- = 0.5 (-0.5 * 2 - 4) = -2.5;
+    e^2 / |e| = |e|, so 5 / 0.5 * (0.25 * 1.5 + 0.75 * 2.5) = 22.5.
+    """
+    loss = adaptive_nft_loss(
+        constant(2.0),
+        constant(0.0),
+        constant(4.0),
+        torch.tensor([0.5]),
+        torch.tensor([0.25]),
+        nft_beta=0.5,
+        adv_clip_max=5.0,
+    )
+    assert loss.item() == pytest.approx(22.5)
+
+
+def test_a_perfect_branch_of_the_adaptive_loss_is_divided_by_the_floor() -> None:
+    """0 / 0 where the behaviour policy reproduces a sample: e = 1e-6 gives e^2 / 1e-5 = 1e-7."""
+    loss = adaptive_nft_loss(
+        constant(1.0) + 1e-6,
+        constant(1.0) + 1e-6,
+        constant(1.0).double(),
+        torch.ones(1),
+        torch.ones(1),
+        nft_beta=1.0,
+        adv_clip_max=1.0,
+    )
+    assert loss.item() == pytest.approx(1e-7, rel=0.1)
+
+
+def test_the_adaptive_gradient_is_that_of_a_fixed_divisor() -> None:
+    """A gradient through the divisor would turn the square into an absolute value.
+
+    Finite differences of the same quotient in numpy, whose divisor stays that of the first prediction.
+    """
+    rng = np.random.default_rng(2)
+    new, old, target = (rng.standard_normal((2, 3, 2, 1, 1)) for _ in range(3))
+    sigma, r, beta, clip = np.array([0.9, 0.4]), np.array([0.8, 0.3]), 0.3, 5.0
+
+    def errors(prediction: np.ndarray) -> list[np.ndarray]:
+        mixes = (beta * prediction + (1 - beta) * old, (1 + beta) * old - beta * prediction)
+        return [(sigma.reshape(2, 1, 1, 1, 1) * (mix - target)).reshape(2, -1) for mix in mixes]
+
+    sizes = [np.abs(e).mean(1) for e in errors(new)]
+
+    def loss(prediction: np.ndarray) -> float:
+        parts = [(e**2).mean(1) / size for e, size in zip(errors(prediction), sizes, strict=True)]
+        return float(((r * parts[0] + (1 - r) * parts[1]) * clip / beta).sum())
+
+    leaf = torch.from_numpy(new).requires_grad_()
+    inputs = [torch.from_numpy(a) for a in (old, target, sigma, r)]
+    got = adaptive_nft_loss(leaf, *inputs, nft_beta=beta, adv_clip_max=clip).sum()
+    got.backward()
+    assert got.item() == pytest.approx(loss(new), rel=1e-12)
+    for i in range(new.size):
+        bump = np.zeros(new.size)
+        bump[i] = 1e-5
+        high, low = (loss(new + sign * bump.reshape(new.shape)) for sign in (1, -1))
+        assert leaf.grad.flatten()[i].item() == pytest.approx((high - low) / 2e-5, abs=1e-8)
+
+
 def test_half_precision_predictions_are_compared_in_float32() -> None:
     """Squared differences in bfloat16 keep three digits only."""
     new, old, target = (constant(v).bfloat16() for v in (1.0, 1.0, 1.0078125))
@@ -135,6 +199,19 @@ def test_ema_warms_up_and_converges() -> None:
     ema = torch.tensor([1.0])
     ema_update_(ema, torch.tensor([2.0]), decay=0.25)
     assert ema.item() == 1.75
+
+
+def test_narrow_steps_round_as_bfloat16_does() -> None:
+    """The comparison with the first release would quietly keep what that one loses.
+
+    bfloat16 has 2^-7 between 1 and 2: an update of 2^-9 is lost, one of 3 * 2^-9 becomes 2^-7.
+    """
+    ema = torch.ones(2)
+    ema_update_(ema, torch.tensor([1 + 2**-7, 1 + 3 * 2**-7]), decay=0.75, steps_in=torch.bfloat16)
+    assert ema.tolist() == [1.0, 1.0 + 2**-7]
+    old, new = torch.tensor([1.0]), torch.tensor([1 + 2**-7])
+    assert mixed(old, new, 0.75, steps_in=torch.bfloat16).item() == 1.0
+    assert mixed(old, new, 0.75).item() == 1 + 2**-9
 
 
 def test_ema_refuses_half_precision() -> None:

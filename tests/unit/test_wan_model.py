@@ -9,6 +9,7 @@ import torch
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Transformer3DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from actors.sampler import Sampler
 from astrolabe_ray.models.wan.architecture import WAN_1_3B, WAN_14B, WanArchitecture
@@ -197,12 +198,39 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
     model, x, clean, text = random_model(4), video(7, 6), video(8, 6), prompts()
     t, rule = torch.full((2, 6), 500.0), ContextRule(3, 4, 1, "relative")
     gradients = []
-    for model.gradient_checkpointing in (False, True):
+    for model.gradient_checkpointing, model.keep_attention in ((False, False), (True, False), (True, True)):
         model.zero_grad()
         model(x, t, text, rule, clean).square().mean().backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == dict(model.named_parameters()).keys()
     torch.testing.assert_close(gradients[0], gradients[1])
+    torch.testing.assert_close(gradients[0], gradients[2])
+
+
+class AttentionCalls(TorchDispatchMode):
+    """Counts forward passes of attention."""
+
+    num = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        self.num += "scaled_dot_product" in name and "backward" not in name
+        return func(*args, **(kwargs or {}))
+
+
+def test_kept_attention_is_not_computed_again_in_the_backward_pass() -> None:
+    """The most expensive part would run twice although its result is kept."""
+    model, x, text = random_model(4), video(7, 6), prompts()
+    model.gradient_checkpointing, counts = True, []
+    for model.keep_attention in (False, True):
+        with AttentionCalls() as calls:
+            loss = model(x, torch.full((2, 6), 500.0), text, ContextRule(3, 4, 1)).square().mean()
+            forward = calls.num
+            loss.backward()
+        counts.append((forward, calls.num - forward))
+    per_pass = counts[0][0]
+    assert per_pass >= 2 * 2  # two blocks, two chunks
+    assert counts == [(per_pass, per_pass), (per_pass, 0)]
 
 
 def test_rotations_made_while_sampling_serve_training() -> None:

@@ -24,6 +24,7 @@ from astrolabe_ray.models.wan.architecture import WanArchitecture
 from astrolabe_ray.models.wan.attention import clean_context_spans, noisy_context_spans, span_attention
 from astrolabe_ray.models.wan.blocks import Block, FlowHead, PatchEmbedding, Steering, timestep_sinusoid
 from astrolabe_ray.models.wan.context import ContextRule
+from astrolabe_ray.models.wan.kept_attention import attention_kept
 from astrolabe_ray.models.wan.kernels import KERNELS, KernelName
 from astrolabe_ray.models.wan.kv_cache import KVCache
 from astrolabe_ray.models.wan.rope import frame_rotations
@@ -59,13 +60,14 @@ class TimestepSteering:
 class CausalWanModel(nn.Module):
     """Chunk-causal video transformer of the Wan 2.1 family, any size.
 
-    Set `gradient_checkpointing` to recompute each block in the backward pass.
+    Set `gradient_checkpointing` to recompute each block in the backward pass, and `keep_attention` to keep
+    the results of attention meanwhile.
     """
 
     def __init__(self, architecture: WanArchitecture) -> None:
         super().__init__()
         self.architecture = architecture
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = self.keep_attention = False
         self.attention_kernel: KernelName = "sdpa"
         dim = architecture.dim
         self.patch_embedding = PatchEmbedding(architecture)
@@ -134,7 +136,8 @@ class CausalWanModel(nn.Module):
             seen = None if past is None else partial(past.read, layer)
             inputs = (x_BTSD, e_BT16D, text_BLD, span_attention(spans, rotations, kernel, seen))
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x_BTSD = checkpoint(block, *inputs, use_reentrant=False)
+                how = {"context_fn": attention_kept} if self.keep_attention else {}
+                x_BTSD = checkpoint(block, *inputs, use_reentrant=False, **how)
             else:
                 x_BTSD = block(*inputs)
         return self.head(x_BTSD[:, -num_frames:], e_BTD[:, -num_frames:].unsqueeze(2), grid)
