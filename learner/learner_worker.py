@@ -35,7 +35,7 @@ from learner import checkpoint, process_group
 from learner.adapter_ring import AdapterRing
 from learner.engine import Engine
 from learner.nft_step import SampleLosses, Samples, draw, nft_step, predictor, sample_seed
-from learner.payloads import Payloads, latents, read_all
+from learner.payloads import Payloads, read_all, video
 from learner.policies import with_policies
 from learner.reference import Reference, moves
 from learner.state_files import LearnerState, read_state, write_state
@@ -123,7 +123,7 @@ class LearnerWorker:
         )
         self._encode = lru_cache(CACHED_PROMPTS)(lambda prompt: encoder.encode([prompt])[0].float())
         rule = ContextRule(m.chunk_frames, m.window_frames, m.sink_frames, m.rope)
-        self._predict = predictor(self._engine, rule, m.context_timestep)
+        self._predict = predictor(self._engine, rule, m.context_timestep, spec.algorithm.detach_context)
         self._ring = AdapterRing(spec.max_policy_age + 1)
         default = self._engine.read("default")
         self._ring.push(self.version, default)
@@ -284,7 +284,7 @@ class LearnerWorker:
 
     def _on_device(self, samples: Sequence[TrainSample]) -> Samples:
         return Samples(
-            torch.stack([latents(self._payloads[sample.rollout_id]) for sample in samples]).to(self.device),
+            torch.stack([video(self._payloads[sample.rollout_id]) for sample in samples]).to(self.device),
             torch.stack([self._encode(sample.prompt) for sample in samples]),
             torch.tensor([sample.advantage for sample in samples], device=self.device),
             torch.tensor([sample.kl_weight for sample in samples], device=self.device),

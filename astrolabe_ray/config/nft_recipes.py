@@ -47,7 +47,10 @@ class Scale:
 
 @dataclass(frozen=True)
 class TrainWindow:
-    """The part of a long video that is trained on, and how much of one is evaluated, in latent frames."""
+    """The part of a long video that is trained on, and how much of one is evaluated, in latent frames.
+
+    The rollouts of a group share what is before it.
+    """
 
     frames: int
     start: Literal["last", "random"] | int
@@ -126,7 +129,7 @@ def _full_size(
         data=DataConfig(
             train_prompts="dataset/vidprom/train.txt", heldout_prompts="dataset/vidprom/test.txt"
         ),
-        rollout=_rollout(scale, split),
+        rollout=_rollout(scale, split, window),
         rewards=_rewards(rewards, split),
         algorithm=_algorithm(kl_coef, main_reward, window),
         learner=_learner(split, zero_stage, lr),
@@ -140,11 +143,12 @@ def _full_size(
     )
 
 
-def _rollout(scale: Scale, split: GpuSplit) -> RolloutConfig:
+def _rollout(scale: Scale, split: GpuSplit, window: TrainWindow | None) -> RolloutConfig:
     return RolloutConfig(
         num_groups=scale.num_groups,
         group_size=scale.group_size,
         batch_size=scale.batch_size,
+        group_sampling="sequence" if window is None else "clip",
         min_actors=split.num_actors,
         max_actors=split.num_actors,
         max_policy_age=1,
