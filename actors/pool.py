@@ -63,7 +63,7 @@ class RayRolloutPool:
     async def generate(
         self, request: RolloutRequest, *, pinned: PublishedPolicy | None = None
     ) -> list[Rollout]:
-        num_returns = 1 + len(request.seeds) * (len(request.views) + 1)
+        num_returns = 1 + request.num_payloads
 
         async def work(member: HiredActor) -> list[Rollout]:
             refs = member.actor.generate.options(num_returns=num_returns).remote(request)

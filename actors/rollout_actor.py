@@ -17,6 +17,7 @@ from torch import Tensor
 
 from actors.decoder import VideoDecoder
 from actors.loading import load_models
+from actors.shared_prefix import Sampled, sample_clips
 from actors.weight_receiver import WeightReceiver
 from astrolabe_ray.config.schema import LoraConfig, ModelConfig, RunConfig
 from astrolabe_ray.data.frames import derive_view
@@ -89,21 +90,22 @@ class RolloutActor:
     def generate(self, request: RolloutRequest) -> tuple[Any, ...]:
         """Sample every rollout of `request` up to its window's end and decode the window.
 
-        Returns 1 + B * (views + 1) values, each of which can travel on its own: the records without
-        payloads (list[Rollout]), then for each rollout its views (uint8 [F, 3, H, W]) and its latents.
+        Returns 1 + request.num_payloads values, each of which can travel on its own: the records without
+        payloads (list[Rollout]), the latents of the prefix if it is shared, then for each rollout its views
+        (uint8 [F, 3, H, W]) and its latents.
         Raises InfraFailure before a policy is held, DataFailure when latents are not finite and
         ConfigError when the GPU's memory is too small.
         """
         start = time.perf_counter()
         version = self._held_version()
         try:
-            latents_BTCHW, decoder = self._sample(request)
+            made = self._sample(request)
         except torch.OutOfMemoryError as reason:
             raise ConfigError(
                 f"{self.name} ran out of GPU memory with rollout.batch_size {len(request.seeds)}: {reason}. "
                 "Lower rollout.batch_size or set rollout.base_on_host and rollout.text_encoder_on_host."
             ) from None
-        self._require_finite(latents_BTCHW, request, version)
+        self._require_finite(made, request, version)
         seconds = time.perf_counter() - start
         record = Rollout(
             group_id=request.group_id,
@@ -115,19 +117,25 @@ class RolloutActor:
             latents=None,
             views=(),
             window_start=self._window(request)[0],
-            generate_s=(seconds - decoder.seconds) / len(request.seeds),
-            decode_s=decoder.seconds / len(request.seeds),
+            generate_s=(seconds - made.decode_s) / len(request.seeds),
+            decode_s=made.decode_s / len(request.seeds),
         )
         pairs = zip(request.indices, request.seeds, strict=True)
         payloads: list[np.ndarray] = []
-        for video, latents_TCHW in zip(decoder.videos(), latents_BTCHW, strict=True):
+        if made.prefix_1TCHW is not None:
+            payloads.append(latents_payload(made.prefix_1TCHW[0], self.spec.model.dtype))
+        for video, latents_TCHW in zip(made.videos, made.latents_BTCHW, strict=True):
             payloads += [derive_view(video, view) for view in request.views]
             payloads.append(latents_payload(latents_TCHW, self.spec.model.dtype))
         return [replace(record, index=index, seed=seed) for index, seed in pairs], *payloads
 
-    def _sample(self, request: RolloutRequest) -> tuple[Tensor, VideoDecoder]:
-        """Latents [B, T, C, H, W] float32 on the CPU, and the decoder with the window's frames."""
+    def _sample(self, request: RolloutRequest) -> Sampled:
         m, batch = self.spec.model, len(request.seeds)
+        text_kv = self._model.encode_text(
+            self._encode(request.prompt)
+        )  # anew: adapters reach cross-attention
+        if request.prefix_seed is not None:
+            return sample_clips(self._sampler, self._vae, text_kv, request, height=m.height, width=m.width)
         start, end = self._window(request)
         decoder = VideoDecoder(
             self._vae,
@@ -137,9 +145,6 @@ class RolloutActor:
             width=m.width,
             first_latent_frame=start,
         )
-        text_kv = self._model.encode_text(
-            self._encode(request.prompt)
-        )  # anew: adapters reach cross-attention
         chunks = []
         for chunk_BTCHW in self._sampler.sample(
             text_kv,
@@ -150,7 +155,7 @@ class RolloutActor:
         ):
             chunks.append(chunk_BTCHW.cpu())  # waits for the GPU, so that the decoder times itself only
             decoder.add(chunk_BTCHW)
-        return torch.cat(chunks, dim=1), decoder
+        return Sampled(torch.cat(chunks, dim=1), decoder.videos(), decoder.seconds)
 
     def _window(self, request: RolloutRequest) -> tuple[int, int]:
         return request.window or (0, self.spec.model.num_latent_frames)
@@ -160,8 +165,8 @@ class RolloutActor:
             raise InfraFailure(f"{self.name} holds no policy yet; it must load one before it serves.")
         return self._weights.held.version
 
-    def _require_finite(self, latents: Tensor, request: RolloutRequest, version: PolicyVersion) -> None:
-        if not bool(latents.isfinite().all()):
+    def _require_finite(self, made: Sampled, request: RolloutRequest, version: PolicyVersion) -> None:
+        if not made.is_finite:
             raise DataFailure(
                 f"policy {version} gave latents that are not finite for '{request.prompt}' "
                 f"(seeds {request.seeds}); it may have diverged: lower learner.lr."
@@ -176,11 +181,15 @@ def latents_payload(latents: Tensor, dtype: str) -> np.ndarray:
 
 
 def with_payloads(records: Sequence[Rollout], blobs: Sequence[Blob], num_views: int) -> list[Rollout]:
-    """Join what `RolloutActor.generate` returns: records, and their blobs (arrays or references)."""
-    each = num_views + 1
-    assert len(blobs) == each * len(records), f"{len(blobs)} blobs for {len(records)} rollouts"
-    parts = [tuple(blobs[i : i + each]) for i in range(0, len(blobs), each)]
+    """Join what `RolloutActor.generate` returns: records, and their blobs (arrays or references).
+
+    One blob more than the rollouts' own is that of the prefix which they share.
+    """
+    each, own = num_views + 1, (num_views + 1) * len(records)
+    assert len(blobs) in (own, own + 1), f"{len(blobs)} blobs for {len(records)} rollouts"
+    prefix, blobs = (blobs[0], blobs[1:]) if len(blobs) > own else (None, blobs)
+    parts = [tuple(blobs[i : i + each]) for i in range(0, own, each)]
     return [
-        replace(record, views=part[:-1], latents=part[-1])
+        replace(record, views=part[:-1], latents=part[-1], prefix=prefix)
         for record, part in zip(records, parts, strict=True)
     ]

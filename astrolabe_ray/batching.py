@@ -40,6 +40,7 @@ def make_train_batch(
             advantage,
             kl_weight,
             r.window_start,
+            prefix=r.prefix,
         )
         for group, *rows in zip(groups, advantages, kl_weights, strict=True)
         for r, advantage, kl_weight in zip(group.rollouts, *rows, strict=True)

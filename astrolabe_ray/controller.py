@@ -13,12 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from astrolabe_ray.background import Background
-from astrolabe_ray.batching import slices
 from astrolabe_ray.config.schema import RunConfig
-from astrolabe_ray.config.train_window import train_window
-from astrolabe_ray.data.group_sampler import GroupSampler, group_seed, rollout_seed
+from astrolabe_ray.data.group_sampler import GroupSampler
 from astrolabe_ray.errors import DataFailure, InfraFailure, PayloadsLost
 from astrolabe_ray.evaluator import Evaluator
+from astrolabe_ray.group_requests import group_requests
 from astrolabe_ray.milestones import Milestones
 from astrolabe_ray.roles import Learner, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.rollout_buffer import RolloutBuffer
@@ -196,16 +195,8 @@ class Controller:
             await self._background.moved()
 
     async def _roll_out_group(self, number: int) -> None:
-        config = self.config.rollout
-        step, group = divmod(number, config.num_groups)
-        prompt, group_id = self.prompts.prompt(number), f"train-{number}"
-        seeds = [rollout_seed(self.config.seed, step, group, i) for i in range(config.group_size)]
-        window = train_window(self.config, group_seed(self.config.seed, step, group))
-        views = self.rewards.views
-        requests = [
-            RolloutRequest(group_id, prompt, tuple(seeds[i] for i in part), part, views, window)
-            for part in slices(config.group_size, config.batch_size)
-        ]
+        prompt = self.prompts.prompt(number)
+        requests = group_requests(self.config, number, prompt, self.rewards.views)
         try:
             made = await asyncio.gather(*(self._generate(number, request) for request in requests))
         except DataFailure as failure:

@@ -64,6 +64,13 @@ class RolloutRequest:
     window: tuple[int, int] | None = (
         None  # latent frames first..end that are looked at; None: the whole video
     )
+    prefix_seed: int | None = None  # of the frames before the window, made once; None: by each rollout
+    batch_size: int | None = None  # rollouts that grow together behind a shared prefix; None: all of them
+
+    @property
+    def num_payloads(self) -> int:
+        """Views and latents of each rollout, and the latents of a prefix that they share."""
+        return len(self.seeds) * (len(self.views) + 1) + (self.prefix_seed is not None)
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ class Rollout:
     generate_s: float = 0.0  # this video's share of the batch's denoising time
     decode_s: float = 0.0
     window_start: int = 0  # first latent frame that the views show and that is trained on
+    prefix: Blob | None = None  # latents of the frames before the window, if `latents` are the window's only
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,7 @@ class TrainSample:
     kl_weight: float = 1.0  # of its distance to the reference policy, mean 1 over the batch; 0: not computed
     window_start: int = 0  # first latent frame of the loss; those before it are context
     weight: float = 1.0  # 0: a copy that only keeps the ranks in step
+    prefix: Blob | None = None  # the first of the latents, where a group shares them; `latents` go on there
 
 
 @dataclass(frozen=True)

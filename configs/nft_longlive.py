@@ -55,8 +55,18 @@ def longlive_video_mq() -> RunConfig:
 
 
 def longlive_video_long() -> RunConfig:
-    """HPSv3 with videos of 237 frames on 8 GPUs."""
-    return wan("longlive_video_long", "longlive", HPSV3, num_gpus=8, num_frames=240)
+    """HPSv3 on 21 latent frames somewhere in videos of 237 frames on 8 GPUs.
+
+    A group shares the frames before its window, which is drawn anew for each group.
+    """
+    return wan(
+        "longlive_video_long",
+        "longlive",
+        HPSV3,
+        num_gpus=8,
+        num_frames=240,
+        window=TrainWindow(frames=21, start="random", eval_frames=60),
+    )
 
 
 def longlive_video_hpsv3_with_lora_init() -> RunConfig:
@@ -134,7 +144,8 @@ def longlive_video_hpsv3_with_lora_init_48gpu() -> RunConfig:
 def longlive_video_hpsv3_streaming_with_lora_init() -> RunConfig:
     """HPSv3 on the second 21 latent frames of long videos, from LongLive's LoRA on 8 GPUs.
 
-    As the release means it: always the same window, scored by itself; evaluation on 237 frames. With
+    As the release means it: always the same window, scored by itself, behind frames that are made once for
+    a group; evaluation on 237 frames. With
     `--config.algorithm.window_start=random` the window is drawn from all 957 frames for each group.
     """
     return wan(

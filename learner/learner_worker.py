@@ -36,7 +36,7 @@ from learner.adapter_ring import AdapterRing
 from learner.engine import Engine
 from learner.learning_rate import learning_rate
 from learner.nft_step import SampleLosses, Samples, draw, nft_step, noise_levels, predictor, sample_seed
-from learner.payloads import Payloads, latents, read_all
+from learner.payloads import Payloads, read_all, video
 from learner.policies import with_policies
 from learner.reference import Reference, reference_kind
 from learner.seed_checkpoint import read_seed_state
@@ -134,7 +134,7 @@ class LearnerWorker:
         if spec.algorithm.context_mask == "frame":
             chunk, sink = (1, 0)
         rule = ContextRule(chunk, m.window_frames, sink, m.rope)
-        self._predict = predictor(self._engine, rule, m.context_timestep)
+        self._predict = predictor(self._engine, rule, m.context_timestep, spec.algorithm.detach_context)
         self._ring = AdapterRing(spec.max_policy_age + 1)
         default = self._default = self._engine.read("default")  # as of the newest version
         self._ring.push(self.version, default)
@@ -321,7 +321,7 @@ class LearnerWorker:
 
     def _on_device(self, samples: Sequence[TrainSample]) -> Samples:
         return Samples(
-            torch.stack([latents(self._payloads[sample.rollout_id]) for sample in samples]).to(self.device),
+            torch.stack([video(self._payloads[sample.rollout_id]) for sample in samples]).to(self.device),
             torch.stack([self._encode(sample.prompt) for sample in samples]),
             torch.tensor([sample.advantage for sample in samples], device=self.device),
             torch.tensor([sample.kl_weight for sample in samples], device=self.device),

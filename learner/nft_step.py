@@ -196,11 +196,11 @@ def _per_sample(values_B: Tensor) -> Tensor:
     return values_B.view(-1, 1, 1, 1, 1)
 
 
-def predictor(engine, context: ContextRule, context_timestep: float) -> Predict:
+def predictor(engine, context: ContextRule, context_timestep: float, detach_context: bool = True) -> Predict:
     """Predictions of the three policies that live in one PEFT model under `engine`."""
 
     def predict(policy: Policy, noisy: Tensor, t_BT: Tensor, text: Tensor, clean: Tensor | None) -> Tensor:
-        arguments = (noisy, t_BT, text, context, clean, context_timestep)
+        arguments = (noisy, t_BT, text, context, clean, context_timestep, detach_context)
         if policy == "default":
             return engine(*arguments)
         with torch.no_grad(), engine.using(policy):

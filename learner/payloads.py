@@ -13,8 +13,9 @@ from astrolabe_ray.roles import BlobStore
 from astrolabe_ray.types import TrainSample
 from learner.process_group import sum_over_ranks
 
-Payloads = dict[str, object]
-"""Rollout id -> its latents as they were sent, read where they lie."""
+Payloads = dict[str, tuple[object, ...]]
+"""Rollout id -> its latents as they were sent, in one piece or behind those that its group shares, read
+where they lie."""
 
 
 def read_all(blobs: BlobStore, samples: Sequence[TrainSample]) -> Payloads:
@@ -27,7 +28,8 @@ def read_all(blobs: BlobStore, samples: Sequence[TrainSample]) -> Payloads:
     lost: dict[str, PayloadsLost] = {}
     for sample in samples:
         try:
-            found[sample.rollout_id] = blobs.get(sample.latents)
+            pieces = (sample.latents,) if sample.prefix is None else (sample.prefix, sample.latents)
+            found[sample.rollout_id] = tuple(map(blobs.get, pieces))
         except PayloadsLost as failure:
             lost[sample.rollout_id] = failure
     (num_lost,) = sum_over_ranks([float(len(lost))])
@@ -35,6 +37,11 @@ def read_all(blobs: BlobStore, samples: Sequence[TrainSample]) -> Payloads:
         first = "; ".join(str(failure) for failure in list(lost.values())[:1])
         raise PayloadsLost(f"latents of {num_lost:.0f} rollouts are lost. {first}".strip(), tuple(lost))
     return found
+
+
+def video(pieces: Sequence[object]) -> Tensor:
+    """float32 latents [T, C, H, W] up to the window's end of what `read_all` found of a rollout."""
+    return torch.cat([latents(piece) for piece in pieces])
 
 
 def latents(array: object) -> Tensor:

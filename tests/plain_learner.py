@@ -1,6 +1,6 @@
 """A second, slow learner to compare with: float64, sample by sample, no PEFT, DeepSpeed or torch.optim.
 
-It always looks at whole videos; a window's context is cut off from the gradient by hooks.
+It always looks at whole videos; a window's context is cut off from the gradient by hooks, if at all.
 
 Adapters enter as weights W + scale B A; Adam, clipping, schedules and the loss are written out again.
 """
@@ -56,7 +56,8 @@ class PlainLearner:
         text = self.encoder.encode([prompt]).double()
         first = len(x0) - len(x_t)
         whole = torch.cat([torch.zeros_like(x0[:first]), x_t])[None]
-        with self.detached(first * x0[0, 0].numel() // 4):
+        num_detached = first if self.spec.algorithm.detach_context else 0
+        with self.detached(num_detached * x0[0, 0].numel() // 4):
             flow = functional_call(self.model, weights, (whole, t_BT, text, rule, clean, m.context_timestep))
         return flow[0, first:]
 

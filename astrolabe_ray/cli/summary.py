@@ -37,7 +37,10 @@ def _window(config: RunConfig) -> str:
         return ""
     where = {"last": "the last ones", "random": "somewhere, drawn for each prompt"}
     at = f"from {start} on" if isinstance(start, int) else where[start]
-    return f"{window} latent frames are scored and trained on, {at}"
+    shared = (
+        "; a prompt's rollouts share what is before it" if config.rollout.group_sampling == "clip" else ""
+    )
+    return f"{window} latent frames are scored and trained on, {at}{shared}"
 
 
 def row(name: str, text: str) -> str:

@@ -60,13 +60,14 @@ def memory_by_role(config: RunConfig) -> dict[str, Parts]:
 def rollout_actor(config: RunConfig, sizes: ModelSizes) -> Parts:
     """Sampling and decoding `rollout.batch_size` videos."""
     m, batch, width = config.model, config.rollout.batch_size, _bytes_per_value(config.model)
+    num_caches = batch + (config.rollout.group_sampling == "clip")  # that of the shared prefix stays
     a = sizes.transformer
     chunk_tokens = batch * m.chunk_frames * _tokens(m)
     pixels = m.height * m.width
     parts: Parts = {
         "base weights": width * transformer_params(a),
         "base of the merged layers": 0 if config.rollout.base_on_host else width * block_linear_params(a),
-        "KV cache": kv_cache_bytes(m, a, batch, max(longest_rollout(config), evaluation_frames(config))),
+        "KV cache": kv_cache_bytes(m, a, num_caches, max(longest_rollout(config), evaluation_frames(config))),
         "text keys and values": width * 2 * a.num_layers * a.text_len * a.dim,
         "text encoder": width * sizes.text_encoder,
         "VAE": width * sizes.vae,
@@ -100,7 +101,7 @@ def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
         "activations of a block": passing + (block if c.gradient_checkpointing else 0),
         "predictions": 8 * 4 * c.micro_batch_size * _latent_values(config.model, a) * window_frames(config),
     }
-    if context > 0:
+    if context > 0 and config.algorithm.detach_context:
         parts["KV of earlier frames"] = kv_cache_bytes(config.model, a, c.micro_batch_size, context)
     if c.text_encoder_on_host:
         _let_visit(parts, "text encoder", before=("kept activations", "activations of a block"))
@@ -147,7 +148,10 @@ def kv_cache_bytes(model: ModelConfig, a: WanArchitecture, batch: int, num_laten
 def train_frames(config: RunConfig) -> int:
     """Latent frames of one sample that a training forward keeps: noisy ones and clean ones between them."""
     window = window_frames(config)
-    return window + (window - config.model.chunk_frames if config.algorithm.clean_context else 0)
+    if not config.algorithm.clean_context:
+        return window
+    context = 0 if config.algorithm.detach_context else longest_rollout(config) - window
+    return context + window + window - config.model.chunk_frames
 
 
 def object_store_need(config: RunConfig, plan: Plan) -> int:

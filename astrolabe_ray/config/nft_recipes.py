@@ -56,7 +56,10 @@ class OnHost:
 
 @dataclass(frozen=True)
 class TrainWindow:
-    """The part of a long video that is trained on, and how much of one is evaluated, in latent frames."""
+    """The part of a long video that is trained on, and how much of one is evaluated, in latent frames.
+
+    The rollouts of a group share what is before it.
+    """
 
     frames: int
     start: Literal["last", "random"] | int
@@ -156,7 +159,7 @@ def _full_size(
         data=DataConfig(
             train_prompts="dataset/vidprom/train.txt", heldout_prompts="dataset/vidprom/test.txt"
         ),
-        rollout=_rollout(scale, split, on_host),
+        rollout=_rollout(scale, split, on_host, window),
         rewards=_rewards(rewards, split),
         algorithm=_algorithm(kl_coef, main_reward, window),
         learner=_learner(split, on_host, zero_stage, lr),
@@ -179,11 +182,12 @@ def _whole_chunks(num_frames: int, chunk_frames: int) -> int:
     return max(1, latent_frames // chunk_frames) * chunk_frames
 
 
-def _rollout(scale: Scale, split: GpuSplit, on_host: OnHost) -> RolloutConfig:
+def _rollout(scale: Scale, split: GpuSplit, on_host: OnHost, window: TrainWindow | None) -> RolloutConfig:
     return RolloutConfig(
         num_groups=scale.num_groups,
         group_size=scale.group_size,
         batch_size=scale.batch_size,
+        group_sampling="sequence" if window is None else "clip",
         min_actors=split.num_actors,
         max_actors=split.num_actors,
         max_policy_age=1,

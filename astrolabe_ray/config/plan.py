@@ -87,7 +87,9 @@ def make_plan(config: RunConfig) -> Plan:
         sampled_latent_frames=longest_rollout(config),
         tokens_per_latent_frame=(model.height // PIXELS_PER_TOKEN) * (model.width // PIXELS_PER_TOKEN),
         num_rollouts=num_rollouts,
-        requests_per_group=rollout.group_size // rollout.batch_size,
+        requests_per_group=1
+        if rollout.group_sampling == "clip"
+        else rollout.group_size // rollout.batch_size,
         samples_per_rank=-(-num_rollouts // config.learner.num_ranks),
         max_groups_in_flight=(rollout.max_policy_age + 1) * rollout.num_groups,
         eval_rollouts=config.evaluation.num_prompts * config.evaluation.rollouts_per_prompt,
@@ -292,6 +294,7 @@ def _window_rules(config: RunConfig) -> Iterator[str]:
                 f"algorithm.window_start {start} has no effect without algorithm.train_window_frames. "
                 f"Try --config.algorithm.train_window_frames={chunk}."
             )
+        yield from _whole_video_rules(config)
         return
     if window % chunk or window > total:
         near = total if window > total else _multiples_around(window, chunk)
@@ -315,6 +318,21 @@ def _window_rules(config: RunConfig) -> Iterator[str]:
         yield (
             "algorithm.window_start=random needs another number of forwards on each rank, and under ZeRO 3 "
             "ranks wait for each other in every one. Try --config.learner.zero_stage=2."
+        )
+
+
+def _whole_video_rules(config: RunConfig) -> Iterator[str]:
+    """Without a window there is nothing before it."""
+    way_out = f"Try --config.algorithm.train_window_frames={config.model.chunk_frames}."
+    if config.rollout.group_sampling == "clip":
+        yield (
+            "rollout.group_sampling=clip shares the frames before the window, and without "
+            f"algorithm.train_window_frames there are none. {way_out}"
+        )
+    if not config.algorithm.detach_context:
+        yield (
+            "algorithm.detach_context=false has no effect without algorithm.train_window_frames: there is no "
+            f"context before a whole video. {way_out}"
         )
 
 

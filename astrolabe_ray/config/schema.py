@@ -83,7 +83,10 @@ class RolloutConfig(Section):
     group_size: int = Field(default=8, ge=1)
     """Rollouts per group; with 1, all rollouts of a step are compared with each other."""
     batch_size: int = Field(default=8, gt=0)
-    """Rollouts that one actor makes in one call; divides group_size."""
+    """Rollouts that one actor makes together; divides group_size."""
+    group_sampling: Literal["sequence", "clip"] = "sequence"
+    """What the rollouts of a group share; sequence: the prompt; clip: also the frames before their window
+    (see algorithm.train_window_frames), which one actor makes once."""
     min_actors: int = Field(default=1, gt=0)
     max_actors: int = Field(default=1, gt=0)
     max_policy_age: int = Field(default=0, ge=0, le=16)
@@ -201,6 +204,9 @@ class AlgorithmConfig(Section):
     made after them. None: the whole video."""
     window_start: Literal["last", "random"] | int = "last"
     """First latent frame of that window: as late as possible, drawn for each group, or this one."""
+    detach_context: bool = True
+    """The gradient ends where the window starts; False: it also goes through the frames before it, and their
+    activations take memory."""
 
 
 class LearnerConfig(Section):

@@ -43,5 +43,10 @@ def group_seed(run_seed: int, step: int, group: int) -> int:
     return _hashed(f"{run_seed}/{step}/{group}")
 
 
+def prefix_seed(run_seed: int, step: int, group: int) -> int:
+    """63-bit seed of the frames that all rollouts of a group go on from."""
+    return _hashed(f"{run_seed}/{step}/{group}/prefix")
+
+
 def _hashed(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

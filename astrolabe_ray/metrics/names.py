@@ -21,6 +21,9 @@ METRICS = (
     Metric("advantage/reward_std", "score", "standard deviation of the total reward over the batch"),
     Metric("advantage/group_std_mean", "score", "mean standard deviation within a group"),
     Metric("advantage/zero_std_groups", "groups", "groups whose rewards are all equal: nothing to learn"),
+    Metric(
+        "advantage/skipped_groups", "groups", "of those, left out of the step (algorithm.skip_equal_groups)"
+    ),
     Metric("advantage/abs_max", "1", "largest advantage"),
     Metric("policy_age/mean", "steps", "how far behind the policies were that made the rollouts"),
     Metric("policy_age/max", "steps", "the oldest of them"),
@@ -46,6 +49,7 @@ METRICS = (
     ),
     Metric("health/unmoved", "1", "share of the adapter's numbers that the step left bitwise as they were"),
     Metric("health/alarms", "1", "guards of the steps that are in alarm"),
+    Metric("lr", "1", "learning rate of the step"),
     Metric("skipped_steps", "steps", "updates left out so far because a gradient was not finite"),
     Metric("old_policy_decay", "1", "share of the old policy that was kept at this step"),
     Metric("groups/dropped", "groups", "dropped so far and refilled"),

@@ -6,6 +6,7 @@ pixel is 8 x 8 pixels. Pixels are float32 in [-1, 1]; latents have zero mean and
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class VideoVAE:
         shape = (1, 1, -1, 1, 1)
         self._mean = torch.tensor(config.latents_mean, device=self._device).view(shape)
         self._std = torch.tensor(config.latents_std, device=self._device).view(shape)
+        self.context_frames = context_frames(network)
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> VideoVAE:
@@ -76,6 +78,20 @@ class DecodeStream:
         self._features: list[Any] = [None] * vae._network._cached_conv_counts["decoder"]
         self._is_first = True
 
+    def fork(self, batch: int) -> DecodeStream:
+        """Streams of `batch` videos that go on from this one, whose single video they share so far.
+
+        This one stays as it is; nothing is copied.
+        """
+        assert self._batch == 1, f"cannot fork a stream of {self._batch} videos"
+        forked = DecodeStream(self._vae, batch)
+        forked._is_first = self._is_first
+        forked._features = [
+            kept.expand(batch, -1, -1, -1, -1) if isinstance(kept, Tensor) else kept
+            for kept in self._features
+        ]
+        return forked
+
     @torch.inference_mode()
     def decode(self, chunk_BTCHW: Tensor) -> Tensor:
         """Pixels [B, F, 3, 8H, 8W] float32 of the next chunk: the video's first latent frame gives
@@ -96,6 +112,21 @@ class DecodeStream:
         )
         self._is_first = False
         return pixels
+
+
+def context_frames(network: AutoencoderKLWan) -> int:
+    """Latent frames before a frame that its pixels depend on.
+
+    A stream that starts so many frames early gives the very pixels of one that starts with the video: each
+    causal convolution over k frames looks back at k - 1 frames of its own rate, which doubles behind each
+    `time_conv`.
+    """
+    frames, rate = 0.0, 1
+    for name, module in network.decoder.named_modules():  # in the order of the computation
+        if isinstance(module, nn.Conv3d):
+            frames += (module.kernel_size[0] - 1) / rate
+            rate *= 2 if name.endswith("time_conv") else 1
+    return math.ceil(frames)
 
 
 def mapped_vae(path: Path) -> AutoencoderKLWan:

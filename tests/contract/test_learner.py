@@ -204,6 +204,29 @@ async def test_training_on_windows_equals_a_plain_float64_learner(spec: LearnerS
             assert_close(await published(learner), plain.old[result.version], atol=2e-6)
 
 
+@pytest.mark.parametrize("detach_context", [True, False])
+async def test_clips_behind_a_shared_prefix_equal_a_plain_float64_learner(
+    spec: LearnerSpec, detach_context: bool
+) -> None:
+    """A prefix that is lost, put behind its clip or trained on; the plain learner gets whole videos."""
+    spec = changed(
+        spec,
+        learner={"gradient_checkpointing": True},
+        algorithm={"train_window_frames": 2, "detach_context": detach_context},
+    )
+    async with running(spec) as learner:
+        plain = PlainLearner(spec, await published(learner))
+        for step in range(2):
+            clips = [dataclasses.replace(s, window_start=3) for s in samples(step, frames=2)]
+            prefix = samples(step + 9, number=1)[0].latents
+            whole = [dataclasses.replace(s, latents=np.concatenate([prefix, s.latents])) for s in clips]
+            shared = [dataclasses.replace(s, prefix=prefix) for s in clips]
+            result = await learner.train(batch(step, shared[:2], shared[2:]))
+            for name, value in plain.train(whole, SEED).items():
+                assert result.metrics[name] == pytest.approx(value, rel=5e-5), name
+            assert_close(await published(learner), plain.old[result.version], atol=2e-6)
+
+
 async def test_a_microbatch_of_two_windows_is_refused(spec: LearnerSpec) -> None:
     """One forward has one window; the loss of the other sample would fall on its context."""
     two = [dataclasses.replace(s, window_start=i % 2) for i, s in enumerate(samples(0))]

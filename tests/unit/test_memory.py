@@ -201,7 +201,11 @@ def test_training_on_a_window_keeps_what_a_short_video_keeps_and_the_context_of_
     parts = learner_rank(preset(name), sizes)
     whole = learner_rank(preset("longlive_video_hpsv3_with_lora_init"), sizes)
     assert parts == whole | {"KV of earlier frames": 184_320 * 1560 * 12}
-    assert rollout_actor(preset(name), sizes)["KV cache"] == 3 * 184_320 * 1560 * 12
+    three_and_their_prefix = 4
+    assert rollout_actor(preset(name), sizes)["KV cache"] == three_and_their_prefix * 184_320 * 1560 * 12
+    attached = learner_rank(preset(name, "algorithm.detach_context=false"), sizes)
+    assert attached["kept activations"] == pytest.approx(whole["kept activations"] * (39 + 21) / 39)
+    assert "KV of earlier frames" not in attached
     early = learner_rank(preset(name, "algorithm.window_start=3"), sizes)
     assert early["KV of earlier frames"] == 184_320 * 1560 * 3
 

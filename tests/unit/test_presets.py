@@ -198,15 +198,16 @@ def test_only_the_gardo_presets_choose_whose_kl_counts() -> None:
     assert selective == dict.fromkeys(names, "video_hpsv3_local")
 
 
-def test_only_the_streaming_preset_trains_on_a_window() -> None:
-    """Elsewhere the videos are trained on whole, the 60 latent frames of the long preset, too."""
+def test_the_presets_of_long_videos_train_on_clips_behind_one_history() -> None:
+    """Elsewhere the videos are trained on whole, and nothing is there to be shared."""
     found = {}
     for row in GOLDEN:
         c = preset(row)
-        values = (c.algorithm.train_window_frames, c.algorithm.window_start, c.evaluation.num_latent_frames)
-        found.setdefault(values, []).append(row.name)
-    assert found.pop((21, 21, 60)) == ["longlive_video_hpsv3_streaming_with_lora_init"]
-    assert found.keys() == {(None, "last", None)}
+        window = (c.algorithm.train_window_frames, c.algorithm.window_start, c.evaluation.num_latent_frames)
+        found.setdefault((*window, c.rollout.group_sampling), []).append(row.name)
+    assert found.pop((21, 21, 60, "clip")) == ["longlive_video_hpsv3_streaming_with_lora_init"]
+    assert found.pop((21, "random", 60, "clip")) == ["longlive_video_long"]
+    assert found.keys() == {(None, "last", None, "sequence")}
 
 
 def test_the_table_knows_every_full_size_preset() -> None:

@@ -76,7 +76,23 @@ def test_the_gradient_of_a_window_ends_where_it_starts(rule: ContextRule, checkp
         torch.testing.assert_close(found[name], gradient, atol=2e-5, rtol=1e-3, msg=name)
 
 
-def saved_bytes(first: int, rule: ContextRule) -> int:
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_an_attached_context_gets_the_gradient_of_the_whole_video(rule: ContextRule) -> None:
+    """Context that is computed with gradients but at other positions, or of which a part stays cut off."""
+    model, clean, noisy, text = random_model(6), video(7, 12), video(8, 12), prompts()
+    t, found = torch.full((2, 12), 500.0), []
+    for first, keep in ((6, 0), (0, 6)):  # the window by itself, then the window's part of the whole
+        model.zero_grad()
+        flow = model(noisy[:, first:], t[:, first:], text, rule, clean, detach_context=False)[:, keep:]
+        flow.square().mean().backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    window, whole = found
+    assert window.keys() == whole.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(window[name], gradient, atol=2e-5, rtol=1e-3, msg=name)
+
+
+def saved_bytes(first: int, rule: ContextRule, *, detach_context: bool = True) -> int:
     """Memory that a window of 6 frames behind `first` others keeps for its backward pass."""
     model, clean, noisy = random_model(1), video(2, first + 6), video(3, 6)
     found: dict[int, int] = {}
@@ -87,7 +103,7 @@ def saved_bytes(first: int, rule: ContextRule) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        flow = model(noisy, torch.full((2, 6), 500.0), prompts(), rule, clean)
+        flow = model(noisy, torch.full((2, 6), 500.0), prompts(), rule, clean, detach_context=detach_context)
     flow.sum().backward()
     return sum(found.values())
 
@@ -98,6 +114,7 @@ def test_activations_do_not_grow_with_the_video() -> None:
     short, long, longer = (saved_bytes(first, rule) for first in (6, 30, 60))
     assert short == long == longer
     assert long < 0.2 * saved_bytes(0, rule) * (66 / 6)  # of training on all 66 frames
+    assert saved_bytes(30, rule, detach_context=False) > 3 * long
 
 
 def test_each_frame_before_the_window_is_computed_once() -> None:

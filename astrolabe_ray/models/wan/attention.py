@@ -46,14 +46,15 @@ def noisy_context_spans(rule: ContextRule, num_frames: int) -> list[ChunkSpan]:
 
 
 def clean_context_spans(
-    rule: ContextRule, num_frames: int, num_clean: int, first_frame: int = 0
+    rule: ContextRule, num_frames: int, num_clean: int, first_frame: int = 0, first_clean: int = 0
 ) -> list[ChunkSpan]:
-    """Spans of clean frames `first_frame..num_clean`, then of noisy ones `first_frame..num_frames`.
+    """Spans of clean frames `first_clean..num_clean`, then of noisy ones `first_frame..num_frames`.
 
     Clean chunks see clean frames. A noisy chunk sees the clean frames before it and itself, which is
-    what it sees in sampling. `first_frame`, where a chunk starts: clean frames before it are the past.
+    what it sees in sampling. Both firsts are where a chunk starts; clean frames before `first_clean` are
+    the past.
     """
-    clean = [span for span in noisy_context_spans(rule, num_clean) if span.query[0] >= first_frame]
+    clean = [span for span in noisy_context_spans(rule, num_clean) if span.query[0] >= first_clean]
     noisy = []
     for start, end in rule.chunks(num_frames):
         if start >= first_frame:

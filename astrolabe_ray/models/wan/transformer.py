@@ -90,9 +90,11 @@ class CausalWanModel(nn.Module):
         context: ContextRule,
         clean_BTCHW: Tensor | None = None,
         context_timestep: float = 0.0,
+        detach_context: bool = True,
     ) -> Tensor:
         """`train_forward`; named so that wrappers (PEFT, DeepSpeed) call it."""
-        return self.train_forward(noisy_BTCHW, t_BT, text_BLD, context, clean_BTCHW, context_timestep)
+        arguments = (noisy_BTCHW, t_BT, text_BLD, context, clean_BTCHW, context_timestep, detach_context)
+        return self.train_forward(*arguments)
 
     def train_forward(
         self,
@@ -102,14 +104,15 @@ class CausalWanModel(nn.Module):
         context: ContextRule,
         clean_BTCHW: Tensor | None = None,
         context_timestep: float = 0.0,
+        detach_context: bool = True,
     ) -> Tensor:
         """Flow [B, T, C, H, W] of every frame of a video, or of a window of it.
 
         Without `clean_BTCHW` chunks see the noisy earlier frames. With it they see those clean frames,
         embedded at `context_timestep`: exactly what sampling with a KV cache sees. If it is longer, the
         noisy frames are the video's last ones and start where a chunk does: frames before them give
-        keys and values only, without gradient and in the memory of a KV cache. `text_BLD`: text encoder
-        output, up to text_len rows.
+        keys and values only, without gradient and in the memory of a KV cache, or, without
+        `detach_context`, like all other clean frames. `text_BLD`: text encoder output, up to text_len rows.
         """
         num_frames = noisy_BTCHW.shape[1]
         grid = self.architecture.grid(*noisy_BTCHW.shape[-2:])
@@ -121,14 +124,17 @@ class CausalWanModel(nn.Module):
             end = clean_BTCHW.shape[1]
             first = end - num_frames
             num_clean = context.chunks(end)[-1][0]  # nothing sees the last chunk's clean frames
-            own_clean_BTCHW = clean_BTCHW[:, first:num_clean]
-            if first > 0:
+            first_clean = first if detach_context else 0
+            own_clean_BTCHW = clean_BTCHW[:, first_clean:num_clean]
+            if first_clean > 0:
                 past = self._past(clean_BTCHW[:, :first], text_BLD, context, context_timestep, grid)
             frames_BTCHW = torch.cat([own_clean_BTCHW, noisy_BTCHW], dim=1)
             t_BT = torch.cat([t_BT.new_full(own_clean_BTCHW.shape[:2], context_timestep), t_BT], dim=1)
-            rotations = frame_rotations(self.architecture.head_dim, first, num_frames, grid, device)
-            rotations = torch.cat([rotations[: (num_clean - first) * grid[0] * grid[1]], rotations])
-            spans = clean_context_spans(context, end, num_clean, first)
+            places = ((first_clean, num_clean - first_clean), (first, num_frames))
+            rotations = torch.cat(
+                [frame_rotations(self.architecture.head_dim, *place, grid, device) for place in places]
+            )
+            spans = clean_context_spans(context, end, num_clean, first, first_clean)
         x_BTSD, e_BTD = self.patch_embedding(frames_BTCHW.to(self.dtype)), self._embed_time(t_BT)
         e_BT16D = self._project_time(e_BTD).unsqueeze(2)
         kernel = KERNELS[self.attention_kernel]

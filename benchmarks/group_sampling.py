@@ -1,0 +1,183 @@
+"""What a group shares and where the gradient ends: the ablation of Astrolabe (arXiv 2603.17051, table 4a) on
+the embedded model.
+
+    python -m benchmarks.group_sampling                            four cases, one seed
+    python -m benchmarks.group_sampling --seeds 0,1,2 --num-steps 44
+
+A group's rollouts have the prompt in common (sequence) or also the frames before the window (clip), and the
+gradient ends where the window starts (detached) or goes through the frames before it (attached). All else
+is the same: window, seeds of the rollouts, steps, held-out prompts. Each case runs in a process of its own,
+with the three roles in it and without Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from actors.local_pool import LocalRolloutPool
+from astrolabe_ray.config.recipes import sprites
+from astrolabe_ray.config.schema import RunConfig
+from astrolabe_ray.report.gallery import LocalGallery
+from astrolabe_ray.report.run_dir import RunDir
+from astrolabe_ray.report.statistics import compare
+from astrolabe_ray.run import Roles, run_training
+from astrolabe_ray.runtime.local_store import LocalBlobStore
+from astrolabe_ray.types import Evaluation, Span
+from learner.learner_worker import LearnerSpec
+from learner.local import LocalLearner
+from reward_servers.local_pool import LocalRewardPool
+
+GroupSampling = Literal["sequence", "clip"]
+CASES: tuple[tuple[GroupSampling, bool], ...] = (
+    ("sequence", False),
+    ("sequence", True),
+    ("clip", False),
+    ("clip", True),
+)
+"""What a group shares, and whether the context is detached."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run: its held-out reward, and what its train steps took."""
+
+    reward_before: float
+    reward_after: float
+    paired_diff_mean: float
+    paired_diff_se: float
+    peak_mb: float  # of this process during the steps, above what it held when they began
+    seconds_per_step: float
+    losses: tuple[float, ...]  # by step
+
+
+def main(
+    num_steps: Annotated[int, typer.Option(min=1, help="Train steps of each run.")] = 44,
+    seeds: Annotated[str, typer.Option(help="Seeds of runs, with commas between them.")] = "0",
+    num_latent_frames: Annotated[int, typer.Option(min=6, help="Of a video.")] = 15,
+    window: Annotated[int, typer.Option(min=3, help="Latent frames trained on, the last ones.")] = 3,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts.")] = 96,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a run.")] = False,
+) -> None:
+    """Held-out reward, memory and time of the four cases, for each seed."""
+    table = Table("group", "context", "seed", "reward", "paired difference", "peak MB", "s per step")
+    for seed in (int(text) for text in seeds.split(",")):
+        for group_sampling, detach_context in CASES:
+            config = case(group_sampling, detach_context, seed, num_steps, num_latent_frames, window)
+            held_out = config.evaluation.model_copy(update={"num_prompts": num_prompts})
+            result = measured(config.model_copy(update={"evaluation": held_out}))
+            context = "detached" if detach_context else "attached"
+            if as_json:
+                row = {"group_sampling": group_sampling, "context": context, "seed": seed}
+                typer.echo(json.dumps(row | asdict(result)))
+            table.add_row(
+                group_sampling,
+                context,
+                str(seed),
+                f"{result.reward_before:.3f} -> {result.reward_after:.3f}",
+                f"{result.paired_diff_mean:+.4f} ± {result.paired_diff_se:.4f}",
+                f"{result.peak_mb:.0f}",
+                f"{result.seconds_per_step:.1f}",
+            )
+    if not as_json:
+        Console().print(table)
+
+
+def case(
+    group_sampling: GroupSampling,
+    detach_context: bool,
+    seed: int,
+    num_steps: int,
+    num_latent_frames: int,
+    window: int,
+) -> RunConfig:
+    """The demo's run with videos of another length, trained on their last `window` latent frames."""
+    config = sprites("group-sampling", num_steps=num_steps)
+    updates = {
+        "model": {"num_latent_frames": num_latent_frames},
+        "rollout": {"group_sampling": group_sampling, "max_policy_age": 0},
+        "algorithm": {"train_window_frames": window, "detach_context": detach_context},
+        "evaluation": {"num_shown_videos": 0},
+    }
+    sections = {name: getattr(config, name).model_copy(update=changes) for name, changes in updates.items()}
+    return config.model_copy(update={"seed": seed, **sections})
+
+
+def measured(config: RunConfig) -> Result:
+    """Carry `config` out in a process of its own, so that its memory is nobody else's."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(carried_out, (config,))
+
+
+def carried_out(config: RunConfig) -> Result:
+    torch.set_num_threads(1)
+    observer, blobs = Memory(), LocalBlobStore()
+    roles = Roles(
+        rollouts=LocalRolloutPool(config),
+        rewards=LocalRewardPool(config.rewards),
+        learner=LocalLearner(LearnerSpec.of(config), blobs),
+        gallery=LocalGallery(blobs),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = RunDir.create(folder, "tiny", config.name)
+
+        async def run() -> None:
+            await run_training(config, roles, run_dir, observer, asyncio.Event())
+
+        asyncio.run(run())
+    total = compare(*observer.evaluations)["total"]
+    return Result(
+        **{name: total[name] for name in Result.__dataclass_fields__ if name in total},
+        peak_mb=observer.peak_mb,
+        seconds_per_step=(observer.last_step_s - observer.start_s) / config.num_steps,
+        losses=tuple(observer.losses),
+    )
+
+
+class Memory:
+    """A RunObserver that looks at this process's memory during the train steps (Linux)."""
+
+    def __init__(self) -> None:
+        self.evaluations: list[Evaluation] = []
+        self.losses: list[float] = []
+        self.peak_mb = self.start_s = self.last_step_s = 0.0
+        self._before_mb = 0.0
+
+    def phase(self, name: str, total: int) -> None:
+        if name == "train":
+            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+            self._before_mb, self.start_s = memory_mb("VmRSS"), time.perf_counter()
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        self.losses.append(metrics["loss"])
+        self.peak_mb, self.last_step_s = memory_mb("VmHWM") - self._before_mb, time.perf_counter()
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        self.evaluations.append(evaluation)
+
+    def advance(self, count: int = 1) -> None: ...
+
+    def span(self, span: Span) -> None: ...
+
+
+def memory_mb(name: Literal["VmRSS", "VmHWM"]) -> float:
+    """What this process holds, or the most that it has held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{name}:"))
+    return float(line.split()[1]) * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    typer.run(main)
