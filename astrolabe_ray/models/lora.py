@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from astrolabe_ray.config.schema import LoraConfig
 from astrolabe_ray.errors import WeightMismatch
+from astrolabe_ray.models.rounding import rounded_by_chance
 from astrolabe_ray.models.wan.transformer import CausalWanModel
 
 _PREFIX = "base_model.model."
@@ -127,9 +128,10 @@ def _write_merged(
     linear: nn.Linear, base: Tensor, tensors: Mapping[str, Tensor], name: str, scale: float
 ) -> None:
     """base + scale * B @ A, summed in float32 where the linear is."""
-    device = linear.weight.device
-    a, b = (tensors[f"{name}.lora_{factor}"].to(device, torch.float32) for factor in "AB")
-    linear.weight.copy_(torch.addmm(base.to(device).float(), b, a, alpha=scale))
+    weight = linear.weight
+    a, b = (tensors[f"{name}.lora_{factor}"].to(weight.device, torch.float32) for factor in "AB")
+    merged = torch.addmm(base.to(weight.device).float(), b, a, alpha=scale)
+    weight.copy_(rounded_by_chance(merged, name) if weight.dtype == torch.bfloat16 else merged)
 
 
 def _require_one_pair_each(linears: Mapping[str, nn.Linear], tensors: Mapping[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from astrolabe_ray.errors import ConfigError, WeightMismatch
 from astrolabe_ray.models.lora import MergedLinears, block_linears, merge_for_good
 from astrolabe_ray.models.lora_files import Lora, read_lora, require_lora_fits, write_lora
+from astrolabe_ray.models.rounding import rounded_by_chance
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.models.wan.names import to_diffusers
 from astrolabe_ray.models.wan.transformer import CausalWanModel
@@ -160,6 +161,44 @@ def test_merging_gives_the_adapters_output_and_unmerging_the_base_bitwise() -> N
     torch.testing.assert_close(flow_of(model), flow_of(merged(lora)), atol=1e-4, rtol=1e-4)
     linears.unload()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_young_adapter_survives_in_bfloat16_weights() -> None:
+    """Most of it vanishes when base + adapter is rounded to the nearest weight: sampling would stay with
+    the base for tens of steps, while the learner holds the adapter for what sampled.
+
+    Along its own direction the merged change must be the adapter; a second load gives the same bits.
+    """
+    model, lora = random_model().to(torch.bfloat16), random_lora()
+    young = {n: t * (3e-4 if n.endswith("lora_B") else 1) for n, t in lora.tensors.items()}
+    base = {name: linear.weight.double().clone() for name, linear in block_linears(model).items()}
+    linears = MergedLinears(model, lora.scale)
+    linears.load(young)
+    first = {name: linear.weight.clone() for name, linear in block_linears(model).items()}
+    along, size, nearest = 0.0, 0.0, 0.0
+    for name, linear in block_linears(model).items():
+        change = lora.scale * young[f"{name}.lora_B"].double() @ young[f"{name}.lora_A"].double()
+        along += ((linear.weight.double() - base[name]) * change).sum().item()
+        nearest += (((base[name] + change).to(torch.bfloat16).double() - base[name]) * change).sum().item()
+        size += change.square().sum().item()
+    assert nearest < 0.3 * size
+    assert along == pytest.approx(size, rel=0.15)
+    linears.load(young)
+    assert all(torch.equal(linear.weight, first[name]) for name, linear in block_linears(model).items())
+
+
+def test_rounding_by_chance_hits_both_neighbours_as_often_as_it_should() -> None:
+    """A bias, or numbers that bfloat16 holds and that move all the same.
+
+    Between 1 and its bfloat16 neighbour 1 + 1/128, a quarter of the way is rounded up a quarter of the time.
+    """
+    quarter = torch.full((100_000,), 1 + 0.25 / 128)
+    for sign in (1, -1):
+        rounded = rounded_by_chance(sign * quarter, "layer").float()
+        assert set(rounded.tolist()) == {sign * 1.0, sign * (1 + 1 / 128)}
+        assert (rounded.abs() > 1).double().mean().item() == pytest.approx(0.25, abs=0.01)
+    exact = torch.tensor([0.0, -1.5, 3e-5, 2.0**-100]).to(torch.bfloat16)
+    assert torch.equal(rounded_by_chance(exact.float(), "layer"), exact)
 
 
 class LiveBytes(TorchDispatchMode):
