@@ -97,7 +97,10 @@ def make_roles(config: RunConfig) -> Roles:
         rollouts=RayRolloutPool(config),
         rewards=ServeRewardPool(config.rewards, keep_servers=config.cluster.keep_reward_servers),
         learner=LearnerGroup(
-            LearnerSpec.of(config), RayBlobStore(), placement_timeout_s=config.cluster.placement_timeout_s
+            LearnerSpec.of(config),
+            RayBlobStore(),
+            placement_timeout_s=config.cluster.placement_timeout_s,
+            shared=Path(config.logging.log_dir),
         ),
         gallery=RayGallery(),
     )

@@ -71,7 +71,7 @@ class ReplacementBudget:
         self._times_s.append(now_s)
 
     def require_patience(self, deserted_s: float, reason: object) -> None:
-        """Raises InfraFailure with `reason`, why the last try failed, when all have been gone for too long."""
+        """Raises InfraFailure with `reason`, why the last try failed, when all are gone for too long."""
         if deserted_s >= PATIENCE_S:
             raise InfraFailure(
                 f"all {self.whom} are gone, and for {deserted_s:.0f} s no other could be started; the last "

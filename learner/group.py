@@ -17,7 +17,9 @@ from astrolabe_ray.roles import BlobStore
 from astrolabe_ray.runtime.failures import as_failure
 from astrolabe_ray.runtime.placement import bundle, release, reserve
 from astrolabe_ray.types import ControllerState, PublishedPolicy, StepResult, TrainBatch
+from learner.checkpoint import MANIFEST
 from learner.learner_worker import LearnerSpec, LearnerWorker
+from learner.shared_folder import require_seen
 
 GRACE_S = 5.0
 """After one rank failed: time for the others' own errors to arrive, which may tell the cause."""
@@ -31,8 +33,12 @@ class LearnerGroup:
     all of them say that latents are lost, none is at fault, and all stay.
     """
 
-    def __init__(self, spec: LearnerSpec, blobs: BlobStore, *, placement_timeout_s: float) -> None:
+    def __init__(
+        self, spec: LearnerSpec, blobs: BlobStore, *, placement_timeout_s: float, shared: Path
+    ) -> None:
+        """`shared`: a folder that is the same for all ranks and for this process, which `start` checks."""
         self._spec, self._blobs = spec, blobs
+        self._shared = shared.expanduser().resolve()
         self._placement_timeout_s = placement_timeout_s
         self._placement: PlacementGroup | None = None
         self._ranks: list[Any] = []
@@ -40,7 +46,10 @@ class LearnerGroup:
         self._namespace = ""
 
     async def start(self) -> None:
-        """Place the ranks and set them up. Raises ConfigError when the cluster has no room for them."""
+        """Place the ranks and set them up.
+
+        Raises ConfigError when the cluster has no room for them, or they don't share the folder.
+        """
         learner = self._spec.learner
         placement = self._placement = await reserve(
             [bundle(learner.num_cpus, learner.num_gpus)] * learner.num_ranks,
@@ -51,6 +60,7 @@ class LearnerGroup:
         host = _address_of_first_bundle(placement)
         self._ranks = [self._create(rank, placement) for rank in range(learner.num_ranks)]
         (port,) = await self._gather([self._ranks[0].open_store.remote(host)])
+        await self._require_shared_folder()
         await self._gather([rank.setup.remote(host, port) for rank in self._ranks])
 
     async def train(self, batch: TrainBatch) -> StepResult:
@@ -70,8 +80,9 @@ class LearnerGroup:
         return (await self._gather([rank.probe.remote(seed) for rank in self._ranks]))[0]
 
     async def save(self, directory: Path, controller_state: ControllerState) -> None:
-        """`directory` must be on storage that rank 0 and this process share."""
+        """Raises ConfigError when rank 0 wrote it, and it is not here: whoever resumes would not find it."""
         await self._gather([rank.save.remote(directory, controller_state) for rank in self._ranks])
+        await require_seen(directory / MANIFEST)
 
     async def load(self, directory: Path) -> ControllerState:
         self._incarnation += 1
@@ -90,6 +101,18 @@ class LearnerGroup:
             scheduling_strategy=PlacementGroupSchedulingStrategy(placement, rank),
         )
         return actor.remote(self._spec, rank=rank, world_size=learner.num_ranks, blobs=self._blobs)
+
+    async def _require_shared_folder(self) -> None:
+        """Every rank leaves a mark that must be seen here."""
+        marks = [self._shared / f".{self._namespace}-{rank}" for rank in range(len(self._ranks))]
+        try:
+            pairs = zip(self._ranks, marks, strict=True)
+            await self._gather([rank.leave_mark.remote(mark) for rank, mark in pairs])
+            for mark in marks:
+                await require_seen(mark)
+        finally:
+            for mark in marks:
+                mark.unlink(missing_ok=True)
 
     async def _gather(self, refs: Sequence[Any]) -> list[Any]:
         """Results of all `refs`. On the first failure or timeout ends all ranks and raises the cause."""

@@ -38,7 +38,9 @@ from learner.nft_step import SampleLosses, Samples, draw, nft_step, predictor, s
 from learner.payloads import Payloads, latents, read_all
 from learner.policies import with_policies
 from learner.reference import Reference, moves
-from learner.state_files import LearnerState, read_state, write_state
+from learner.saving import save_checkpoint
+from learner.shared_folder import leave_mark
+from learner.state_files import LearnerState, read_state
 
 MAX_SKIPS_IN_A_ROW = 3
 PROBE_SEED = 0
@@ -103,10 +105,21 @@ class LearnerWorker:
         self._store = process_group.open_store(host, self.world_size)
         return self._store.port
 
+    def leave_mark(self, path: Path) -> None:
+        """Write an empty file. Raises ConfigError when its folder is not there on this node."""
+        leave_mark(path)
+
     def setup(self, host: str = "", port: int = 0) -> None:
         """Join the other ranks, load the models, create engine, EMA and the first behaviour version."""
         spec, m = self.spec, self.spec.model
-        process_group.join(self.rank, self.world_size, self.device, store=self._store, address=(host, port))
+        process_group.join(
+            self.rank,
+            self.world_size,
+            self.device,
+            store=self._store,
+            address=(host, port),
+            timeout_s=spec.learner.step_timeout_s,
+        )
         dtype = getattr(torch, m.dtype)
         files = files_of(m)
         base = load_transformer(files, dtype, self.device)
@@ -185,7 +198,10 @@ class LearnerWorker:
             return probe_output(self._engine.model, self._architecture, seed)
 
     def save(self, directory: Path, controller: ControllerState) -> None:
-        """Rank 0 writes a checkpoint atomically and prunes old ones; the others take part in gathering."""
+        """Rank 0 writes a checkpoint atomically and prunes old ones; the others take part in gathering.
+
+        Raises AstrolabeError when it can't be written.
+        """
         moments, num_updates = self._engine.optimizer_state()
         state = LearnerState(
             version=self.version,
@@ -201,9 +217,13 @@ class LearnerWorker:
             controller=dict(controller),
         )
         if self.rank == 0:
-            with checkpoint.written_atomically(directory) as folder:
-                write_state(state, folder, named=self._engine.named, lora=self.spec.lora)
-            checkpoint.prune(directory.parent, self.spec.keep_last)
+            save_checkpoint(
+                state,
+                directory,
+                named=self._engine.named,
+                lora=self.spec.lora,
+                keep_last=self.spec.keep_last,
+            )
 
     def load(self, directory: Path, incarnation: int) -> ControllerState:
         """Continue from a checkpoint as incarnation `incarnation` or the saved one's next, if higher.

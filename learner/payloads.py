@@ -25,11 +25,11 @@ def read_all(blobs: BlobStore, samples: Sequence[TrainSample]) -> Payloads:
     """
     found: Payloads = {}
     lost: dict[str, PayloadsLost] = {}
-    for sample in samples:
-        try:
-            found[sample.rollout_id] = blobs.get(sample.latents)
-        except PayloadsLost as failure:
-            lost[sample.rollout_id] = failure
+    for sample, read in zip(samples, blobs.get_all([s.latents for s in samples]), strict=True):
+        if isinstance(read, PayloadsLost):
+            lost[sample.rollout_id] = read
+        else:
+            found[sample.rollout_id] = read
     (num_lost,) = sum_over_ranks([float(len(lost))])
     if num_lost:
         first = "; ".join(str(failure) for failure in list(lost.values())[:1])

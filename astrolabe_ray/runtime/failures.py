@@ -26,15 +26,16 @@ INFRA_ERRORS = (
     TimeoutError,
 )
 GPU_FAULTS = ("CUDA error", "cuDNN error")
-"""What torch says, in a RuntimeError, when a GPU or its driver failed (ECC, Xid, a lost device). The process is
-of no use afterwards, another one may be."""
+"""What torch says, in a RuntimeError, when a GPU or its driver failed (ECC, Xid, a lost device). The process
+is of no use afterwards, another one may be."""
 
 
 def as_failure(error: BaseException, doing: str) -> BaseException:
     """What to raise for `error`, which came out of a Ray task or a timeout while `doing` something.
 
     Our own errors come back as they were raised in the task, deaths, timeouts and faults of a GPU as
-    InfraFailure, everything else unchanged: it is a fault in the program and should be seen with its traceback.
+    InfraFailure, everything else unchanged: it is a fault in the program and should be seen with its
+    traceback.
     """
     cause = error.cause if isinstance(error, rx.RayTaskError) else error
     if isinstance(cause, AstrolabeError):
