@@ -21,6 +21,7 @@ from astrolabe_ray.data.group_sampler import GroupSampler, group_seed, rollout_s
 from astrolabe_ray.errors import DataFailure, InfraFailure, PayloadsLost
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.kl_selection import KlSelection
+from astrolabe_ray.learner_lives import outlive_learner, take_up
 from astrolabe_ray.roles import Learner, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.rollout_buffer import RolloutBuffer
 from astrolabe_ray.step_batch import step_batch
@@ -88,6 +89,7 @@ class Controller:
         self.evaluator, self.prompts, self.observer = evaluator, prompts, observer
         self.checkpoints, self.stop, self.resume_from = checkpoints, stop, resume_from
         self.earlier = earlier
+        self.midway: list[Evaluation] = []  # evaluations between steps
         self.channel = WeightChannel(learner, rollouts)
         self.kl_selection = KlSelection(config)
         self.buffer = RolloutBuffer(config.rollout.num_groups, config.rollout.max_policy_age)
@@ -126,7 +128,7 @@ class Controller:
             with clock.phase("evaluate before"):
                 evaluations += await self._evaluate("before")
         with clock.phase("train"):
-            evaluations += await self._train_all()
+            evaluations += await outlive_learner(self, self._train_all)
         if not self.stop.is_set():
             with clock.phase("evaluate after"):
                 await self.channel.publish(adapter="ema")
@@ -146,19 +148,14 @@ class Controller:
             for start in starts:
                 start.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
-        if self.resume_from is not None:
-            state = await self.learner.load(self.resume_from)
-            self.buffer.resume(state)
-            self.kl_selection.restore(state)
-        policy = await self.channel.publish()
-        await self.channel.prove()
-        self.buffer.version = policy.manifest.version
+        await take_up(self, self.resume_from)
         self.observer.advance()
         return True
 
     async def _train_all(self) -> list[Evaluation]:
-        """Run the three loops and the watchdog; the first failure of any of them ends the run."""
+        """Run the three loops and the watchdog; the first failure of any of them ends them all."""
         self._watchdog.moved()
+        self._failure, self._unscored = None, asyncio.Queue()  # of an earlier life of the learner
         train = self._spawn(self._train_loop())
         watch = self._watchdog.watch(self._where)
         for loop in (self._rollout_loop(), self._score_loop(), watch, self._wake_on_stop()):
@@ -236,7 +233,7 @@ class Controller:
     async def _train_loop(self) -> list[Evaluation]:
         """Produces: policy versions. Waits for: num_groups ready groups. Unblocked by: the score loop.
         Bounded by: num_steps. Ends early, after a save, when `stop` is set."""
-        evaluations: list[Evaluation] = []
+        evaluations = self.midway
         self.observer.phase("train", self.config.num_steps)
         self.observer.advance(self.buffer.version.step)
         while True:

@@ -20,6 +20,10 @@ class InfraFailure(AstrolabeError):
     """A process, node or connection failed; the same work may succeed elsewhere."""
 
 
+class LearnerLost(InfraFailure):
+    """The ranks of the learner are gone, and with them all steps since the last checkpoint."""
+
+
 class PayloadsLost(InfraFailure):
     """Finished frames or latents are gone with their node; they can be made again, but not read again.
 

@@ -12,7 +12,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from astrolabe_ray.errors import AstrolabeError, InfraFailure, PayloadsLost
+from astrolabe_ray.errors import AstrolabeError, InfraFailure, LearnerLost, PayloadsLost
 from astrolabe_ray.roles import BlobStore
 from astrolabe_ray.runtime.failures import as_failure
 from astrolabe_ray.runtime.placement import bundle, release, reserve
@@ -29,7 +29,7 @@ class LearnerGroup:
     """Fulfils `roles.Learner` with `learner.num_ranks` Ray actors in one placement group.
 
     Only references and numbers pass through this process. When a rank dies the others are killed, for
-    they would wait in a collective, and InfraFailure is raised; `start` and `load` begin a new life. When
+    they would wait in a collective, and LearnerLost is raised; `start` and `load` begin a new life. When
     all of them say that latents are lost, none is at fault, and all stay.
     """
 
@@ -161,13 +161,14 @@ def _payloads_lost(failures: Sequence[BaseException]) -> PayloadsLost | None:
 def _cause(failures: Sequence[BaseException], timeout_s: float) -> BaseException:
     """What to raise: our own errors first, a dead rank next, since it breaks the others' connections."""
     if not failures:
-        return InfraFailure(f"the learner gave no answer within learner.step_timeout_s = {timeout_s:g} s.")
+        return LearnerLost(f"the learner gave no answer within learner.step_timeout_s = {timeout_s:g} s.")
     causes = [as_failure(failure, "a learner rank failed, all ranks were ended") for failure in failures]
 
     def rank_of(cause: BaseException) -> int:
         return 1 if isinstance(cause, InfraFailure) else 0 if isinstance(cause, AstrolabeError) else 2
 
-    return min(causes, key=rank_of)
+    cause = min(causes, key=rank_of)
+    return LearnerLost(str(cause)) if type(cause) is InfraFailure else cause
 
 
 def _address_of_first_bundle(group: PlacementGroup) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Protocol
+from typing import Any, Protocol
 
 from astrolabe_ray.metrics.console import RunConsole
-from astrolabe_ray.report.run_dir import RunDir, append_line
+from astrolabe_ray.report.run_dir import RunDir, append_line, read_lines, write_lines
 from astrolabe_ray.report.shown_videos import write_shown_videos
 from astrolabe_ray.types import Evaluation, Span
 
@@ -32,6 +32,7 @@ class RunRecorder:
 
     def __init__(self, run_dir: RunDir, console: RunConsole, sinks: Sequence[MetricsSink]) -> None:
         self._run_dir, self._console, self._sinks = run_dir, console, tuple(sinks)
+        self._last_step = -1.0
 
     def phase(self, name: str, total: int) -> None:
         self._console.phase(name, total)
@@ -40,16 +41,23 @@ class RunRecorder:
         self._console.advance(count)
 
     def step(self, metrics: Mapping[str, float]) -> None:
+        """A step that is made again, since the learner was lost, replaces the earlier one and all after it in
+        the files. Sinks keep the first."""
+        is_again, step = metrics["step"] <= self._last_step, metrics["step"]
+        if is_again:
+            _leave_out(self._run_dir.metrics, lambda row: row["step"] >= step)
         append_line(self._run_dir.metrics, {"time": time.time(), **metrics})
         self._console.step(metrics)
-        for sink in self._sinks:
-            sink.log(metrics, int(metrics["step"]))
+        for sink in () if is_again else self._sinks:
+            sink.log(metrics, int(step))
+        self._last_step = max(self._last_step, step)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         records = [
             {name: value for name, value in vars(record).items() if name != "video"}
             for record in evaluation.records
         ]
+        _leave_out(self._run_dir.evaluations, lambda row: row["phase"] == evaluation.phase)
         append_line(
             self._run_dir.evaluations,
             {
@@ -60,7 +68,7 @@ class RunRecorder:
             },
         )
         videos, step = write_shown_videos(self._run_dir, evaluation), evaluation.version.step
-        for sink in self._sinks:
+        for sink in () if step < self._last_step else self._sinks:
             sink.log(heldout_metrics(evaluation), step)
             if videos:
                 sink.log_videos(videos, step)
@@ -72,6 +80,14 @@ class RunRecorder:
     def close(self) -> None:
         for sink in self._sinks:
             sink.close()
+
+
+def _leave_out(path: Path, is_void: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Take the records of steps that were lost out of a file."""
+    records = read_lines(path)
+    kept = [record for record in records if not is_void(record)]
+    if len(kept) < len(records):
+        write_lines(path, kept)
 
 
 def heldout_metrics(evaluation: Evaluation) -> dict[str, float]:

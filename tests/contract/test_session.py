@@ -63,7 +63,7 @@ def test_where_a_failure_came_from_is_in_the_folder_of_the_run(tmp_path: Path) -
 def test_what_goes_wrong_in_stopping_hides_neither_the_cause_nor_other_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A dead node made a reward router's RuntimeError the run's: no failure.txt, and the learner's GPUs kept."""
+    """A dead node: the reward router's RuntimeError became the run's, and the learner's GPUs stayed taken."""
     monkeypatch.setattr("astrolabe_ray.run.STOP_TIMEOUT_S", 0.2)
     roles, run_dir = failing_roles(), RunDir.create(str(tmp_path), "tiny", "fails")
     wiring = replace(WIRING, make_roles=lambda config: roles)

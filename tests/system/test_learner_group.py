@@ -50,7 +50,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> LearnerSpec:
             kl_coef=0.1, timesteps_per_sample=2, old_policy_decay="linear", nft_beta=0.5
         ),
         learner=LearnerConfig(
-            num_ranks=2, zero_stage=2, lr=1e-2, adam_eps=1e-3, max_grad_norm=5e-3, step_timeout_s=60
+            num_ranks=2, zero_stage=2, lr=1e-2, adam_eps=1e-3, max_grad_norm=5e-3, step_timeout_s=180
         ),
         max_policy_age=1,
         keep_last=2,
@@ -236,7 +236,7 @@ async def test_files_on_the_disk_of_another_node_are_noticed(
     monkeypatch.setattr("learner.shared_folder.SEEN_TIMEOUT_S", 1.0)
     async with running(spec) as group:
         assert not list(Path(spec.model.path).glob(".learner-*"))
-        assert await group._ranks[1].__ray_call__.remote(collective_timeout_s) == 60
+        assert await group._ranks[1].__ray_call__.remote(collective_timeout_s) == 180
         for rank in group._ranks:
             await rank.__ray_call__.remote(write_nothing)
         with pytest.raises(ConfigError, match=r"checkpoint-1 is not the same folder .* manifest"):
