@@ -103,7 +103,8 @@ class LearnerGroup:
         return actor.remote(self._spec, rank=rank, world_size=learner.num_ranks, blobs=self._blobs)
 
     async def _require_shared_folder(self) -> None:
-        """Every rank leaves a mark that must be seen here."""
+        """Every rank leaves a mark that must be seen here. The folder is made here, and by no rank."""
+        self._shared.mkdir(parents=True, exist_ok=True)
         marks = [self._shared / f".{self._namespace}-{rank}" for rank in range(len(self._ranks))]
         try:
             pairs = zip(self._ranks, marks, strict=True)
