@@ -29,8 +29,8 @@ class LearnerGroup:
     """Fulfils `roles.Learner` with `learner.num_ranks` Ray actors in one placement group.
 
     Only references and numbers pass through this process. When a rank dies the others are killed, for
-    they would wait in a collective, and LearnerLost is raised; `start` and `load` begin a new life. When
-    all of them say that latents are lost, none is at fault, and all stay.
+    they would wait in a collective, and LearnerLost is raised; `start` and `load` begin a new life in the
+    same room. When all of them say that latents are lost, none is at fault, and all stay.
     """
 
     def __init__(
@@ -50,15 +50,10 @@ class LearnerGroup:
 
         Raises ConfigError when the cluster has no room for them, or they don't share the folder.
         """
-        learner = self._spec.learner
-        placement = self._placement = await reserve(
-            [bundle(learner.num_cpus, learner.num_gpus)] * learner.num_ranks,
-            name="learner",
-            timeout_s=self._placement_timeout_s,
-        )
+        placement = self._placement = await self._room()
         self._namespace = f"learner-{uuid.uuid4().hex[:8]}"  # two runs, or two lives, may share a cluster
         host = _address_of_first_bundle(placement)
-        self._ranks = [self._create(rank, placement) for rank in range(learner.num_ranks)]
+        self._ranks = [self._create(rank, placement) for rank in range(self._spec.learner.num_ranks)]
         (port,) = await self._gather([self._ranks[0].open_store.remote(host)])
         await self._require_shared_folder()
         await self._gather([rank.setup.remote(host, port) for rank in self._ranks])
@@ -90,6 +85,19 @@ class LearnerGroup:
 
     async def stop(self) -> None:
         self._kill()
+        self._release()
+
+    async def _room(self) -> PlacementGroup:
+        """That of an earlier life, which nobody could take meanwhile; another if a node of it is gone."""
+        if self._placement is not None and await asyncio.to_thread(self._placement.wait, GRACE_S):
+            return self._placement
+        self._release()
+        learner = self._spec.learner
+        return await reserve(
+            [bundle(learner.num_cpus, learner.num_gpus)] * learner.num_ranks,
+            name="learner",
+            timeout_s=self._placement_timeout_s,
+        )
 
     def _create(self, rank: int, placement: PlacementGroup) -> Any:
         learner = self._spec.learner
@@ -140,6 +148,8 @@ class LearnerGroup:
         for rank in self._ranks:
             ray.kill(rank)
         self._ranks = []
+
+    def _release(self) -> None:
         if self._placement is not None:
             release(self._placement)
             self._placement = None

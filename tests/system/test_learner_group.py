@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.util import placement_group_table
 
 from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig
 from astrolabe_ray.errors import ConfigError, InfraFailure, PayloadsLost, WeightMismatch
@@ -254,7 +255,7 @@ async def test_a_killed_rank_ends_the_group_and_a_new_life_can_start(spec: Learn
     s = samples(0, 4, stale=0)
     batch = TrainBatch(0, SEED, ((tuple(s[:2]),), (tuple(s[2:]),)), 4)
     policy = await group.publish()
-    ranks = list(group._ranks)
+    ranks, room = list(group._ranks), group._placement
     ray.kill(ranks[1])
     with pytest.raises(InfraFailure, match="a learner rank failed, all ranks were ended"):
         await asyncio.wait_for(group.train(with_references(batch)), 30)
@@ -263,8 +264,10 @@ async def test_a_killed_rank_ends_the_group_and_a_new_life_can_start(spec: Learn
             ray.get(rank.__ray_ready__.remote(), timeout=20)
     assert unpack(policy.manifest, ray.get(policy.buffer, timeout=10))  # published weights outlive their rank
     await group.start()
+    assert group._placement is room, "rollout actors that scale up must not take it meanwhile"
     assert (await group.train(with_references(batch))).version == PolicyVersion(0, 1)
     await group.stop()
+    assert {state["state"] for state in placement_group_table().values()} == {"REMOVED"}
 
 
 async def test_a_group_without_room_says_what_it_needs(spec: LearnerSpec) -> None:
