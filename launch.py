@@ -114,7 +114,10 @@ def make_roles(config: RunConfig) -> Roles:
             idle_timeout_s=config.cluster.reward_idle_timeout_s,
         ),
         learner=LearnerGroup(
-            LearnerSpec.of(config), RayBlobStore(), placement_timeout_s=config.cluster.placement_timeout_s
+            LearnerSpec.of(config),
+            RayBlobStore(),
+            placement_timeout_s=config.cluster.placement_timeout_s,
+            shared=Path(config.logging.log_dir),
         ),
         gallery=RayGallery(),
     )

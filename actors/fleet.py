@@ -25,23 +25,28 @@ class Fleet(Generic[M]):
     """Between a minimum and a maximum of members, each lent to one borrower at a time.
 
     `hire(number)` makes a member (numbers are never used twice) and raises AstrolabeError when it
-    can't; `dismiss(member)` ends one. Whoever finds a member broken calls `discard`.
+    can't; `dismiss(member)` ends one; `settle(member)` returns when it has finished what a borrower that was
+    cancelled had asked of it, and raises AstrolabeError when it doesn't. Whoever finds a member broken calls
+    `discard`. `clock` gives seconds.
     """
 
     def __init__(
         self,
         hire: Callable[[int], Awaitable[M]],
         dismiss: Callable[[M], None],
+        settle: Callable[[M], Awaitable[None]],
         *,
         scaling: ScalingPolicy,
         budget: ReplacementBudget,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._hire, self._dismiss = hire, dismiss
-        self._scaling, self._budget = scaling, budget
+        self._hire, self._dismiss, self._settle = hire, dismiss, settle
+        self._scaling, self._budget, self._clock = scaling, budget, clock
         self.members: list[M] = []
         self._idle: list[M] = []
         self._num_waiting = self._num_starting = self._num_hired = 0
         self._num_first = 0  # of those who wait, those that go before the patient
+        self._deserted_at_s = 0.0  # when the last member went
         self._failure: BaseException | None = None
         self._moved = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -58,22 +63,15 @@ class Fleet(Generic[M]):
         Unblocked by: returns and hires. Bounded by: the replacement budget, whose InfraFailure is raised
         here."""
         member = await self._take(is_patient)
-        try:
+        async with self._lent([member]):
             yield member
-        finally:
-            if member in self.members:
-                self._idle.append(member)
-                self._wake()
 
     @asynccontextmanager
     async def borrow_idle(self) -> AsyncIterator[list[M]]:
         """All members that are idle now, each once; none may be."""
         members, self._idle = self._idle, []
-        try:
+        async with self._lent(members):
             yield members
-        finally:
-            self._idle += [member for member in members if member in self.members]
-            self._wake()
 
     async def on_member(
         self,
@@ -134,6 +132,33 @@ class Fleet(Generic[M]):
                 self._num_first -= 1
                 self._wake()  # it may have given up, and leave its member to a patient one
 
+    @asynccontextmanager
+    async def _lent(self, members: list[M]) -> AsyncIterator[None]:
+        """`members` are idle again at the end; if the borrower was cancelled, once they have settled."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            for member in members:
+                if member in self.members:
+                    self._spawn(self._return_settled(member))
+            raise
+        except BaseException:
+            self._return(members)
+            raise
+        self._return(members)
+
+    def _return(self, members: list[M]) -> None:
+        self._idle += [member for member in members if member in self.members]
+        self._wake()
+
+    async def _return_settled(self, member: M) -> None:
+        """A request that nobody waits for any more still runs; the next one would queue behind it."""
+        try:
+            await self._settle(member)
+        except AstrolabeError as failure:
+            self.discard(member, failure)
+        self._return([member])
+
     async def _add(self) -> None:
         number, self._num_hired = self._num_hired, self._num_hired + 1
         self._num_starting += 1
@@ -147,25 +172,29 @@ class Fleet(Generic[M]):
 
     def _remove(self, member: M) -> None:
         self.members.remove(member)
+        self._deserted_at_s = self._clock()
         if member in self._idle:
             self._idle.remove(member)
         self._dismiss(member)
 
     async def _replace(self, reason: object) -> None:
-        """Produces: one member. Waits for: room in the cluster. Bounded by: the replacement budget.
+        """Produces: one member. Waits for: room in the cluster. Bounded by: the replacement budget, and by
+        its patience when nobody is left.
 
-        Looking for room costs none of it while others are at work: a node may be gone for good.
+        Looking for room costs nothing while others are at work: a node may be gone for good.
         """
         backoff_s, is_charged = FIRST_BACKOFF_S, True
         while True:
             if is_charged:
-                self._budget.spend(time.monotonic(), reason)
+                self._budget.spend(self._clock(), reason)
             try:
                 return await self._add()
             except AstrolabeError as failure:
                 log.warning("no replacement yet, next try in %.0f s: %s", backoff_s, failure)
                 reason = failure
                 is_charged = not (isinstance(failure, ConfigError) and self.members)
+                if not self.members:
+                    self._budget.require_patience(self._clock() - self._deserted_at_s, reason)
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
 

@@ -48,8 +48,9 @@ class RayRolloutPool:
         self._fleet: Fleet[HiredActor] = Fleet(
             self._hiring.hire,
             self._hiring.dismiss,
+            self._hiring.settle,
             scaling=ScalingPolicy(rollout.min_actors, rollout.max_actors),
-            budget=ReplacementBudget(MAX_REPLACEMENTS_PER_HOUR),
+            budget=ReplacementBudget(MAX_REPLACEMENTS_PER_HOUR, "rollout actors"),
         )
 
     @property

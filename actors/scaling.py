@@ -1,4 +1,4 @@
-"""How many rollout actors to have, and how many deaths to accept. Numbers only; no clock of its own."""
+"""How many actors to have, and how many deaths to accept. Numbers only; no clock of its own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ GROW_AFTER_S = 10.0
 SHRINK_AFTER_S = 120.0
 """Somebody must have idled beside others at work for so long before an actor is let go."""
 WINDOW_S = 3600.0
+PATIENCE_S = 1800.0
+"""Nobody at work and no replacement for so long: nobody will come. A try may take minutes, so counting tries
+would end nothing."""
 
 
 class ScalingPolicy:
@@ -47,10 +50,13 @@ class ScalingPolicy:
 
 
 class ReplacementBudget:
-    """At most `limit` replacements within an hour; more is a fault that replacing won't mend."""
+    """At most `limit` replacements within an hour; more is a fault that replacing won't mend.
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    `whom` is what messages call them, e.g. "rollout actors".
+    """
+
+    def __init__(self, limit: int, whom: str) -> None:
+        self.limit, self.whom = limit, whom
         self._times_s: deque[float] = deque()
 
     def spend(self, now_s: float, reason: object) -> None:
@@ -59,7 +65,15 @@ class ReplacementBudget:
             self._times_s.popleft()
         if len(self._times_s) >= self.limit:
             raise InfraFailure(
-                f"{self.limit} rollout actors were replaced within an hour; the last failure was: {reason}. "
-                "Look for its cause in the actors' logs (Ray dashboard), then resume the run."
+                f"{self.limit} {self.whom} were replaced within an hour; the last failure was: {reason}. "
+                "Look for its cause in their logs (Ray dashboard), then go on from what was saved."
             )
         self._times_s.append(now_s)
+
+    def require_patience(self, deserted_s: float, reason: object) -> None:
+        """Raises InfraFailure with `reason`, why the last try failed, when all are gone for too long."""
+        if deserted_s >= PATIENCE_S:
+            raise InfraFailure(
+                f"all {self.whom} are gone, and for {deserted_s:.0f} s no other could be started; the last "
+                f"failure was: {reason}. Bring the nodes back, then go on from what was saved."
+            )

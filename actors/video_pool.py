@@ -51,8 +51,9 @@ class RayVideoPool:
         self._fleet: Fleet[HiredActor] = Fleet(
             self._hiring.hire,
             self._hiring.dismiss,
+            self._hiring.settle,
             scaling=ScalingPolicy(num_workers, num_workers),
-            budget=ReplacementBudget(MAX_REPLACEMENTS_PER_HOUR),
+            budget=ReplacementBudget(MAX_REPLACEMENTS_PER_HOUR, "video workers"),
         )
 
     @property

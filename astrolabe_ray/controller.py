@@ -18,6 +18,7 @@ from astrolabe_ray.data.group_sampler import GroupSampler
 from astrolabe_ray.errors import DataFailure, InfraFailure, PayloadsLost
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.group_requests import group_requests
+from astrolabe_ray.learner_lives import outlive_learner, take_up
 from astrolabe_ray.milestones import Milestones
 from astrolabe_ray.roles import Learner, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.rollout_buffer import RolloutBuffer
@@ -139,7 +140,7 @@ class Controller:
             with clock.phase("evaluate before"):
                 await self.milestones.evaluate("before", self.channel.newest)
         with clock.phase("train"):
-            await self._train_all()
+            await outlive_learner(self, self._train_all)
         if not self.stop.is_set():
             with clock.phase("evaluate after"):
                 await self.milestones.evaluate("after", await self.channel.publish(adapter="ema"))
@@ -157,22 +158,14 @@ class Controller:
             for start in starts:
                 start.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
-        if self.resume_from is not None:
-            state = await self.learner.load(self.resume_from)
-            for note in state.get("notes", ()):
-                self.observer.note(note)
-            self.buffer.resume(state)
-            self.batches.restore(state)
-            self.milestones.health.restore(state)
-        policy = await self.channel.publish()
-        await self.channel.prove()
-        self.buffer.version = policy.manifest.version
+        await take_up(self, self.resume_from)
         self.observer.advance()
         return True
 
     async def _train_all(self) -> None:
-        """Run the three loops and the watchdog; the first failure of any of them ends the run."""
+        """Run the three loops and the watchdog; the first failure of any of them ends them all."""
         self._watchdog.moved()
+        self._background.failure, self._unscored = None, asyncio.Queue()  # of an earlier life of the learner
         train = self._background.spawn(self._train_loop())
         watch = self._watchdog.watch(self._where)
         for loop in (self._rollout_loop(), self._score_loop(), watch, self._wake_on_stop()):
@@ -242,8 +235,7 @@ class Controller:
         Bounded by: num_steps. Ends early, after a save, when `stop` is set."""
         self.observer.phase("train", self.config.num_steps)
         self.observer.advance(self.buffer.version.step)
-        if self.resume_from is not None:
-            await self._make_up_for_evaluations()
+        await self._make_up_for_evaluations()
         while True:
             began = self._timeline.now()
             groups = await self._next_groups()

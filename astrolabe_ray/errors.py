@@ -24,6 +24,10 @@ class ServerBusy(InfraFailure):
     """A server has as much work of this client waiting as it takes; nothing was moved, ask again later."""
 
 
+class LearnerLost(InfraFailure):
+    """The ranks of the learner are gone, and with them all steps since the last checkpoint."""
+
+
 class PayloadsLost(InfraFailure):
     """Finished frames or latents are gone with their node; they can be made again, but not read again.
 

@@ -7,6 +7,7 @@ training: rollout actors work on it while no training rollout waits. At most one
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +21,8 @@ from astrolabe_ray.roles import Learner, RunObserver
 from astrolabe_ray.timeline import Timeline
 from astrolabe_ray.types import ControllerState, Evaluation, PublishedPolicy
 from astrolabe_ray.waiting import unless_stopped
+
+log = logging.getLogger(__name__)
 
 
 class Milestones:
@@ -84,6 +87,16 @@ class Milestones:
             await self._running
         self._running = self._running_step = None
 
+    def newest_checkpoint(self) -> Path | None:
+        """Of this run. They are renamed into place when they are complete."""
+        there = checkpoints(self._checkpoints)
+        return there[-1] if there else None
+
+    def forget_after(self, step: int) -> None:
+        """The learner begins again at `step`: later evaluations are of policies that are gone."""
+        self.evaluations = [e for e in self.evaluations if e.version.step <= step]
+        self._running = self._running_step = None
+
     def missed(self, step: int) -> list[int]:
         """Steps before `step` whose evaluation was under way when the run that is resumed ended."""
         done = {evaluation.version.step for evaluation in self.evaluations}
@@ -116,4 +129,7 @@ class Milestones:
             rewards = {e.version.step: fmean(r.total for r in e.records) for e in self.evaluations}
             keep = {best_step(there, rewards), self._running_step}
         for path in surplus(there, settings.keep_last, {step for step in keep if step is not None}):
-            delete(path)
+            try:
+                delete(path)
+            except OSError as error:
+                log.warning("checkpoint %s stays: %s", path, error)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
+from astrolabe_ray.errors import PayloadsLost
 from astrolabe_ray.types import (
     Alarm,
     Blob,
@@ -119,6 +120,11 @@ class BlobStore(Protocol):
     """Turns a blob into its array; the only way a role reads a payload."""
 
     def get(self, blob: Blob) -> object: ...
+
+    def get_all(self, blobs: Sequence[Blob]) -> list[object | PayloadsLost]:
+        """Arrays in the order of `blobs`, with one time limit for all, and PayloadsLost in the place of each
+        that can't be read."""
+        ...
 
 
 class Gallery(Protocol):

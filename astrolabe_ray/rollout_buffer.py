@@ -78,6 +78,19 @@ class RolloutBuffer:
         self.num_rollouts_before = self.ages_trained.total()
         self._skip_finished()
 
+    def next_life(self, state: Mapping[str, Any]) -> RolloutBuffer:
+        """One that goes on where `state` was saved; what is in flight or ready here belongs to lost steps.
+        What was counted by cause stays counted."""
+        new = RolloutBuffer(
+            self.num_groups,
+            self.max_policy_age,
+            drops=self.drops,
+            redone=self.redone,
+            ages_trained=self.ages_trained,
+        )
+        new.resume(state)
+        return new
+
     def may_dispatch(self, last_step: int) -> bool:
         """The next group is for the step that all groups before it leave it for, and that step may be at
         most max_policy_age ahead of the steps trained (drops refunded).

@@ -6,6 +6,7 @@ Knows files and the controller, and no Ray: the same function runs the oracle wi
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,16 @@ from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.controller import Controller, RunOutcome
 from astrolabe_ray.data.group_sampler import GroupSampler
 from astrolabe_ray.data.prompts import load_heldout, load_prompts
+from astrolabe_ray.errors import InfraFailure
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.report.run_dir import RunDir
 from astrolabe_ray.roles import Gallery, Learner, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.types import ControllerState, Evaluation
+
+STOP_TIMEOUT_S = 120.0
+"""Waiting for a reward server that is to end takes a minute."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,29 @@ class Roles:
     learner: Learner
     gallery: Gallery
 
-    async def stop(self) -> None:
-        await asyncio.gather(self.rollouts.stop(), self.rewards.stop(), self.learner.stop())
+    async def stop(self) -> list[BaseException]:
+        """Stop all of them, each for STOP_TIMEOUT_S at most; what went wrong is logged and returned."""
+        stops = {
+            name: asyncio.ensure_future(role.stop())
+            for name, role in (
+                ("rollout actors", self.rollouts),
+                ("reward servers", self.rewards),
+                ("learner", self.learner),
+            )
+        }
+        _, pending = await asyncio.wait(stops.values(), timeout=STOP_TIMEOUT_S)
+        failures: list[BaseException] = []
+        for name, stop in stops.items():
+            if stop in pending:
+                stop.cancel()
+                failures.append(InfraFailure(f"the {name} did not stop within {STOP_TIMEOUT_S:g} s."))
+            else:
+                (result,) = await asyncio.gather(stop, return_exceptions=True)
+                if result is None:
+                    continue
+                failures.append(result)
+            log.warning("stopping the %s: %r", name, failures[-1])
+        return failures
 
 
 def _sampler(config: RunConfig) -> GroupSampler:
@@ -51,6 +79,7 @@ async def run_training(
 ) -> RunOutcome:
     """Train and evaluate; `observer` records it all. The roles are stopped in any case.
 
+    Raises what ended the run; what went wrong in stopping only if nothing else did.
     `earlier`: evaluations before `resume_from`. Those of other prompts, seeds or rewards are left out.
     `notes`: what every checkpoint says besides counters.
     """
@@ -77,6 +106,10 @@ async def run_training(
         notes=notes,
     )
     try:
-        return await controller.run()
-    finally:
+        outcome = await controller.run()
+    except BaseException:
         await roles.stop()
+        raise
+    for failure in await roles.stop():
+        raise failure
+    return outcome

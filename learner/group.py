@@ -12,12 +12,14 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from astrolabe_ray.errors import AstrolabeError, InfraFailure, PayloadsLost
+from astrolabe_ray.errors import AstrolabeError, InfraFailure, LearnerLost, PayloadsLost
 from astrolabe_ray.roles import BlobStore
 from astrolabe_ray.runtime.failures import as_failure
 from astrolabe_ray.runtime.placement import bundle, release, reserve
 from astrolabe_ray.types import ControllerState, PublishedPolicy, StepResult, TrainBatch
+from learner.checkpoint import MANIFEST
 from learner.learner_worker import LearnerSpec, LearnerWorker
+from learner.shared_folder import require_seen
 
 GRACE_S = 5.0
 """After one rank failed: time for the others' own errors to arrive, which may tell the cause."""
@@ -27,12 +29,16 @@ class LearnerGroup:
     """Fulfils `roles.Learner` with `learner.num_ranks` Ray actors in one placement group.
 
     Only references and numbers pass through this process. When a rank dies the others are killed, for
-    they would wait in a collective, and InfraFailure is raised; `start` and `load` begin a new life. When
-    all of them say that latents are lost, none is at fault, and all stay.
+    they would wait in a collective, and LearnerLost is raised; `start` and `load` begin a new life in the
+    same room. When all of them say that latents are lost, none is at fault, and all stay.
     """
 
-    def __init__(self, spec: LearnerSpec, blobs: BlobStore, *, placement_timeout_s: float) -> None:
+    def __init__(
+        self, spec: LearnerSpec, blobs: BlobStore, *, placement_timeout_s: float, shared: Path
+    ) -> None:
+        """`shared`: a folder that is the same for all ranks and for this process, which `start` checks."""
         self._spec, self._blobs = spec, blobs
+        self._shared = shared.expanduser().resolve()
         self._placement_timeout_s = placement_timeout_s
         self._placement: PlacementGroup | None = None
         self._ranks: list[Any] = []
@@ -40,17 +46,16 @@ class LearnerGroup:
         self._namespace = ""
 
     async def start(self) -> None:
-        """Place the ranks and set them up. Raises ConfigError when the cluster has no room for them."""
-        learner = self._spec.learner
-        placement = self._placement = await reserve(
-            [bundle(learner.num_cpus, learner.num_gpus)] * learner.num_ranks,
-            name="learner",
-            timeout_s=self._placement_timeout_s,
-        )
+        """Place the ranks and set them up.
+
+        Raises ConfigError when the cluster has no room for them, or they don't share the folder.
+        """
+        placement = self._placement = await self._room()
         self._namespace = f"learner-{uuid.uuid4().hex[:8]}"  # two runs, or two lives, may share a cluster
         host = _address_of_first_bundle(placement)
-        self._ranks = [self._create(rank, placement) for rank in range(learner.num_ranks)]
+        self._ranks = [self._create(rank, placement) for rank in range(self._spec.learner.num_ranks)]
         (port,) = await self._gather([self._ranks[0].open_store.remote(host)])
+        await self._require_shared_folder()
         await self._gather([rank.setup.remote(host, port) for rank in self._ranks])
 
     async def train(self, batch: TrainBatch) -> StepResult:
@@ -70,8 +75,9 @@ class LearnerGroup:
         return (await self._gather([rank.probe.remote(seed) for rank in self._ranks]))[0]
 
     async def save(self, directory: Path, controller_state: ControllerState) -> None:
-        """`directory` must be on storage that rank 0 and this process share."""
+        """Raises ConfigError when rank 0 wrote it, and it is not here: whoever resumes would not find it."""
         await self._gather([rank.save.remote(directory, controller_state) for rank in self._ranks])
+        await require_seen(directory / MANIFEST)
 
     async def load(self, directory: Path) -> ControllerState:
         self._incarnation += 1
@@ -79,6 +85,19 @@ class LearnerGroup:
 
     async def stop(self) -> None:
         self._kill()
+        self._release()
+
+    async def _room(self) -> PlacementGroup:
+        """That of an earlier life, which nobody could take meanwhile; another if a node of it is gone."""
+        if self._placement is not None and await asyncio.to_thread(self._placement.wait, GRACE_S):
+            return self._placement
+        self._release()
+        learner = self._spec.learner
+        return await reserve(
+            [bundle(learner.num_cpus, learner.num_gpus)] * learner.num_ranks,
+            name="learner",
+            timeout_s=self._placement_timeout_s,
+        )
 
     def _create(self, rank: int, placement: PlacementGroup) -> Any:
         learner = self._spec.learner
@@ -90,6 +109,19 @@ class LearnerGroup:
             scheduling_strategy=PlacementGroupSchedulingStrategy(placement, rank),
         )
         return actor.remote(self._spec, rank=rank, world_size=learner.num_ranks, blobs=self._blobs)
+
+    async def _require_shared_folder(self) -> None:
+        """Every rank leaves a mark that must be seen here. The folder is made here, and by no rank."""
+        self._shared.mkdir(parents=True, exist_ok=True)
+        marks = [self._shared / f".{self._namespace}-{rank}" for rank in range(len(self._ranks))]
+        try:
+            pairs = zip(self._ranks, marks, strict=True)
+            await self._gather([rank.leave_mark.remote(mark) for rank, mark in pairs])
+            for mark in marks:
+                await require_seen(mark)
+        finally:
+            for mark in marks:
+                mark.unlink(missing_ok=True)
 
     async def _gather(self, refs: Sequence[Any]) -> list[Any]:
         """Results of all `refs`. On the first failure or timeout ends all ranks and raises the cause."""
@@ -116,6 +148,8 @@ class LearnerGroup:
         for rank in self._ranks:
             ray.kill(rank)
         self._ranks = []
+
+    def _release(self) -> None:
         if self._placement is not None:
             release(self._placement)
             self._placement = None
@@ -138,13 +172,14 @@ def _payloads_lost(failures: Sequence[BaseException]) -> PayloadsLost | None:
 def _cause(failures: Sequence[BaseException], timeout_s: float) -> BaseException:
     """What to raise: our own errors first, a dead rank next, since it breaks the others' connections."""
     if not failures:
-        return InfraFailure(f"the learner gave no answer within learner.step_timeout_s = {timeout_s:g} s.")
+        return LearnerLost(f"the learner gave no answer within learner.step_timeout_s = {timeout_s:g} s.")
     causes = [as_failure(failure, "a learner rank failed, all ranks were ended") for failure in failures]
 
     def rank_of(cause: BaseException) -> int:
         return 1 if isinstance(cause, InfraFailure) else 0 if isinstance(cause, AstrolabeError) else 2
 
-    return min(causes, key=rank_of)
+    cause = min(causes, key=rank_of)
+    return LearnerLost(str(cause)) if type(cause) is InfraFailure else cause
 
 
 def _address_of_first_bundle(group: PlacementGroup) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from astrolabe_ray.algorithms.ema import ema_decay, ema_update_
 from astrolabe_ray.algorithms.old_policy import mixed, old_policy_decay
-from astrolabe_ray.checkpoint_folders import is_of_first_release, what_is_wrong, written_atomically
+from astrolabe_ray.checkpoint_folders import is_of_first_release, what_is_wrong
 from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig, RunConfig
 from astrolabe_ray.errors import AstrolabeError, ConfigError, WeightMismatch
 from astrolabe_ray.models.files import anywhere
@@ -33,19 +33,21 @@ from astrolabe_ray.weights.pack import pack
 from astrolabe_ray.weights.probe import probe_output
 from learner import process_group
 from learner.adapter_ring import AdapterRing
+from learner.base_check import require_same_base
 from learner.engine import Engine
 from learner.learning_rate import learning_rate
 from learner.nft_step import SampleLosses, Samples, draw, nft_step, noise_levels, predictor, sample_seed
 from learner.payloads import Payloads, read_all, video
 from learner.policies import with_policies
 from learner.reference import Reference, reference_kind
+from learner.saving import save_checkpoint
 from learner.seed_checkpoint import read_seed_state
-from learner.state_files import LearnerState, read_state, write_state
+from learner.shared_folder import leave_mark
+from learner.state_files import LearnerState, read_state
 from learner.vitals import adapter_norms, gradient_norms, unmoved
 
 MAX_SKIPS_IN_A_ROW = 3
 PROBE_SEED = 0
-PROBE_TOLERANCE = 5e-2  # relative; another device or dtype stays below, another model far above
 CACHED_PROMPTS = 256
 
 
@@ -105,10 +107,21 @@ class LearnerWorker:
         self._store = process_group.open_store(host, self.world_size)
         return self._store.port
 
+    def leave_mark(self, path: Path) -> None:
+        """Write an empty file. Raises ConfigError when its folder is not there on this node."""
+        leave_mark(path)
+
     def setup(self, host: str = "", port: int = 0) -> None:
         """Join the other ranks, load the models, create engine, EMA and the first behaviour version."""
         spec, m = self.spec, self.spec.model
-        process_group.join(self.rank, self.world_size, self.device, store=self._store, address=(host, port))
+        process_group.join(
+            self.rank,
+            self.world_size,
+            self.device,
+            store=self._store,
+            address=(host, port),
+            timeout_s=spec.learner.step_timeout_s,
+        )
         dtype = getattr(torch, m.dtype)
         files = files_of(m)
         base = load_transformer(files, dtype, self.device)
@@ -203,7 +216,10 @@ class LearnerWorker:
             return probe_output(self._engine.model, self._architecture, seed)
 
     def save(self, directory: Path, controller: ControllerState) -> None:
-        """Rank 0 writes a checkpoint atomically; the others take part in gathering."""
+        """Rank 0 writes a checkpoint atomically; the others take part in gathering.
+
+        Raises AstrolabeError when it can't be written.
+        """
         moments, num_updates = self._engine.optimizer_state()
         state = LearnerState(
             version=self.version,
@@ -221,8 +237,7 @@ class LearnerWorker:
             controller=dict(controller),
         )
         if self.rank == 0:
-            with written_atomically(directory) as folder:
-                write_state(state, folder, named=self._engine.named, lora=self.spec.lora)
+            save_checkpoint(state, directory, named=self._engine.named, lora=self.spec.lora)
 
     def load(self, directory: Path, incarnation: int) -> ControllerState:
         """Continue from a checkpoint as incarnation `incarnation` or the saved one's next, if higher.
@@ -234,7 +249,8 @@ class LearnerWorker:
         self._engine.write("default", state.default)
         self._engine.load_optimizer_state(state.moments, state.num_updates)
         self._reference.restore(state.reference, directory)
-        self._check_base(directory, state)
+        actual = probe_output(self._engine.model, self._architecture, PROBE_SEED)
+        require_same_base(directory, state, actual, self._reference_probe, self.spec.model)
         life = max(incarnation, state.version.incarnation + 1)
         self.version = replace(state.version, incarnation=life)
         self._ring.replace((PolicyVersion(life, step), flat) for step, flat in state.ring[-self._ring.size :])
@@ -369,27 +385,3 @@ class LearnerWorker:
     def _reference_probe(self) -> list[float]:
         with self._engine.using("reference"):
             return probe_output(self._engine.model, self._architecture, PROBE_SEED)
-
-    def _check_base(self, directory: Path, state: LearnerState) -> None:
-        """`default` holds the checkpoint's weights. Raises ConfigError for another base or initial LoRA."""
-        actual = probe_output(self._engine.model, self._architecture, PROBE_SEED)
-        if state.probe is None or state.reference_probe is None:
-            return
-        if not _agree(actual, state.probe):
-            raise ConfigError(
-                f"checkpoint {directory} was made with another base model than {self.spec.model.path}: the "
-                "same adapter gives another output. Resume with the model.path and model.checkpoint it had."
-            )
-        if not _agree(self._reference_probe(), state.reference_probe):
-            raise ConfigError(
-                f"checkpoint {directory} was made with another initial LoRA than "
-                f"{self.spec.model.lora_init}: the reference policy gives another output. Resume with the "
-                "model.lora_init it started from."
-            )
-
-
-def _agree(actual: list[float], expected: list[float]) -> bool:
-    """Whether two probes are of the same weights, on whatever device and in whatever dtype."""
-    return len(actual) == len(expected) and math.dist(actual, expected) <= PROBE_TOLERANCE * math.hypot(
-        *expected
-    )

@@ -26,12 +26,16 @@ def read_all(blobs: BlobStore, samples: Sequence[TrainSample]) -> Payloads:
     """
     found: Payloads = {}
     lost: dict[str, PayloadsLost] = {}
-    for sample in samples:
-        try:
-            pieces = (sample.latents,) if sample.prefix is None else (sample.prefix, sample.latents)
-            found[sample.rollout_id] = tuple(map(blobs.get, pieces))
-        except PayloadsLost as failure:
-            lost[sample.rollout_id] = failure
+    pieces = {s.rollout_id: (s.latents,) if s.prefix is None else (s.prefix, s.latents) for s in samples}
+    wanted = list({blob: None for blobs_of_one in pieces.values() for blob in blobs_of_one})
+    read = dict(zip(wanted, blobs.get_all(wanted), strict=True))
+    for rollout_id, blobs_of_one in pieces.items():
+        arrays = tuple(read[blob] for blob in blobs_of_one)
+        failures = [array for array in arrays if isinstance(array, PayloadsLost)]
+        if failures:
+            lost[rollout_id] = failures[0]
+        else:
+            found[rollout_id] = arrays
     (num_lost,) = sum_over_ranks([float(len(lost))])
     if num_lost:
         first = "; ".join(str(failure) for failure in list(lost.values())[:1])

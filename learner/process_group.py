@@ -24,8 +24,10 @@ def join(
     *,
     store: Store | None = None,
     address: tuple[str, int],
+    timeout_s: float,
 ) -> None:
     """Become rank `rank` of `world_size`. Rank 0 passes the store that it opened, the others its address.
+    A collective may take `timeout_s`; a step is given no longer.
 
     With one rank nothing is opened on the network. A process stays in its group for good (DeepSpeed
     remembers it); a later learner of one rank in the same process uses the same one.
@@ -37,7 +39,9 @@ def join(
     if store is None:
         store = HashStore() if world_size == 1 else TCPStore(*address, world_size, timeout=JOIN_TIMEOUT)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
+    )
 
 
 def sum_over_ranks(values: list[float]) -> list[float]:

@@ -52,7 +52,8 @@ def check_model(name: str) -> None:
         _check_reward(name)
         return
     model = _published(name)
-    files = files_of(model.model_config(lora_init=model.lora))
+    lora = model.lora if model.lora is not None and Path(model.lora).exists() else None
+    files = files_of(model.model_config(lora_init=lora))
     from astrolabe_ray.models.inspection import inspect  # loads torch
 
     wrong = []
@@ -61,6 +62,8 @@ def check_model(name: str) -> None:
             typer.echo(f"{part:>12}  {path}  {size(bytes_in(path))}: {look()}")
         except ConfigError as error:
             wrong.append(str(error))
+    if lora != model.lora:
+        typer.echo(f"{'lora':>12}  {model.lora}  absent; the model is of use without it, too")
     if wrong:
         raise ConfigError("\n".join(wrong))
     typer.echo(f"{name} can be used: its names and shapes are right. Values were not read.")

@@ -91,12 +91,21 @@ async def _record(config: RunConfig, wiring: Wiring, run_dir: RunDir, resume_fro
             typer.echo(f"Ended by health.stop_on: {outcome.stopped_by}. The last checkpoint is saved.")
         elif outcome.stopped_early:
             typer.echo("Stopped as asked. To go on: the same command with --config.checkpoint.resume=auto")
-    except AstrolabeError:
-        write_bytes(run_dir.failure, traceback.format_exc().encode())
-        typer.echo(f"Failure: {run_dir.failure}")
+    except BaseException as error:
+        if isinstance(error, AstrolabeError):
+            write_bytes(run_dir.failure, traceback.format_exc().encode())
+            typer.echo(f"Failure: {run_dir.failure}")
+        _report_failed_run(run_dir)
         raise
-    finally:
+    typer.echo(f"Report: {build_report(run_dir)}")
+
+
+def _report_failed_run(run_dir: RunDir) -> None:
+    """The page, unless the fault is in what it is made of: what ended the run is more important."""
+    try:
         typer.echo(f"Report: {build_report(run_dir)}")
+    except (OSError, ValueError, KeyError, TypeError) as reason:
+        typer.echo(f"no report: {reason!r}")
 
 
 def _sinks(config: RunConfig, run_dir: RunDir, earlier: Earlier) -> tuple[list[MetricsSink], ControllerState]:

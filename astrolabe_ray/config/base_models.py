@@ -17,6 +17,8 @@ WAN_14B_DIR = "wan_models/Wan2.1-T2V-14B"
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 VAE_FILE = "Wan2.1_VAE.pth"
 TOKENIZER_DIR = "google/umt5-xxl"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+"""Of what lies in it, the files that are read."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class PublishedModel:
 
 def _wan_base(repo_id: str, folder: str) -> HubFiles:
     """What a checkpoint needs beside it: sizes, text encoder, VAE and tokenizer."""
-    return HubFiles(repo_id, ("config.json", TEXT_ENCODER_FILE, VAE_FILE, f"{TOKENIZER_DIR}/*"), folder)
+    tokenizer = (f"{TOKENIZER_DIR}/{name}" for name in (*TOKENIZER_FILES, "*"))
+    return HubFiles(repo_id, ("config.json", TEXT_ENCODER_FILE, VAE_FILE, *tokenizer), folder)
 
 
 _WAN_1_3B = _wan_base("Wan-AI/Wan2.1-T2V-1.3B", WAN_1_3B_DIR)
@@ -176,6 +179,21 @@ BASE_MODELS: dict[str, PublishedModel] = {
     ),
 }
 """By the names that `model.base_model` takes in presets."""
+
+
+def kin_of(base_model: str, checkpoint: str | None) -> str | None:
+    """Name of the published model that is meant, also where its files lie elsewhere than `models download`
+    puts them: `base_model`, or that of a checkpoint of this name. None for the user's own."""
+    for name, model in BASE_MODELS.items():
+        published = model.config.checkpoint
+        is_its_checkpoint = None not in (checkpoint, published) and _ends_in(str(checkpoint), str(published))
+        if model.sources and (name == base_model or is_its_checkpoint):
+            return name
+    return None
+
+
+def _ends_in(path: str, end: str) -> bool:
+    return Path(path).parts[-len(Path(end).parts) :] == Path(end).parts
 
 
 def owner_of(path: str, checkpoint: str | None) -> str | None:

@@ -325,7 +325,7 @@ class ClusterConfig(Section):
     stall_timeout_s: float = Field(default=2400, gt=0)
     """Stop when nothing moved for so long while work remained; more than one answer may take."""
     keep_reward_servers: bool = True
-    """Leave the reward servers running for the next run."""
+    """Leave the reward servers running for the next run. False takes them from other runs, too."""
     reward_idle_timeout_s: float | None = Field(default=3600, gt=0)
     """Reward servers that nobody used or held for so long go by themselves; none: they stay."""
 

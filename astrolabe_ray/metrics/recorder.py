@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Protocol
+from typing import Any, Protocol
 
 from astrolabe_ray.metrics.console import RunConsole
-from astrolabe_ray.report.run_dir import RunDir, append_line
+from astrolabe_ray.report.run_dir import RunDir, append_line, read_lines, write_lines
 from astrolabe_ray.report.shown_videos import write_shown_videos
 from astrolabe_ray.report.statistics import compare, is_paired
 from astrolabe_ray.types import Alarm, Evaluation, Span
@@ -45,7 +45,7 @@ class RunRecorder:
         """`earlier`: evaluations before this part of the run."""
         self._first = next((e for e in earlier if e.phase == "before"), None)
         self._run_dir, self._console, self._sinks = run_dir, console, tuple(sinks)
-        self._newest_step = 0
+        self._last_step = -1.0
 
     def phase(self, name: str, total: int) -> None:
         self._console.phase(name, total)
@@ -54,17 +54,23 @@ class RunRecorder:
         self._console.advance(count)
 
     def step(self, metrics: Mapping[str, float]) -> None:
+        """A step that is made again, since the learner was lost, replaces the earlier one and all after it in
+        the files. Sinks keep the first."""
+        is_again, step = metrics["step"] <= self._last_step, metrics["step"]
+        if is_again:
+            _leave_out(self._run_dir.metrics, lambda row: row["step"] >= step)
         append_line(self._run_dir.metrics, {"time": time.time(), **metrics})
-        self._newest_step = int(metrics["step"])
         self._console.step(metrics)
-        for sink in self._sinks:
-            sink.log(metrics, int(metrics["step"]))
+        for sink in () if is_again else self._sinks:
+            sink.log(metrics, int(step))
+        self._last_step = max(self._last_step, step)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         records = [
             {name: value for name, value in vars(record).items() if name != "video"}
             for record in evaluation.records
         ]
+        _leave_out(self._run_dir.evaluations, lambda row: row["phase"] == evaluation.phase)
         append_line(
             self._run_dir.evaluations,
             {
@@ -81,7 +87,7 @@ class RunRecorder:
         if self._first is not None and evaluation is not self._first and is_paired(self._first, evaluation):
             compared = compare(self._first, evaluation)
         videos = write_shown_videos(self._run_dir, evaluation)
-        step = self._newest_step = max(self._newest_step, evaluation.version.step)
+        step = max(int(self._last_step), evaluation.version.step)
         for sink in self._sinks:
             sink.log(heldout_metrics(evaluation) | gains(compared), step)
             if videos:
@@ -111,6 +117,14 @@ def gains(compared: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         metrics[f"heldout_gain_ci95/{key}"] = values["paired_diff_ci95"]
         metrics[f"heldout_win_rate/{key}"] = values["win_rate"]
     return metrics
+
+
+def _leave_out(path: Path, is_void: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Take the records of steps that were lost out of a file."""
+    records = read_lines(path)
+    kept = [record for record in records if not is_void(record)]
+    if len(kept) < len(records):
+        write_lines(path, kept)
 
 
 def heldout_metrics(evaluation: Evaluation) -> dict[str, float]:

@@ -12,7 +12,15 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from astrolabe_ray.config.base_models import TEXT_ENCODER_FILE, TOKENIZER_DIR, VAE_FILE, owner_of
+from astrolabe_ray.config.base_models import (
+    BASE_MODELS,
+    TEXT_ENCODER_FILE,
+    TOKENIZER_DIR,
+    TOKENIZER_FILES,
+    VAE_FILE,
+    kin_of,
+    owner_of,
+)
 from astrolabe_ray.config.schema import LoraConfig, ModelConfig
 from astrolabe_ray.errors import ConfigError
 
@@ -45,6 +53,7 @@ def files_of(model: ModelConfig) -> ModelFiles:
         checkpoint=model.checkpoint,
         checkpoint_key=model.checkpoint_key,
         lora_init=model.lora_init,
+        base_model=model.base_model,
     )
 
 
@@ -64,11 +73,12 @@ def resolve(
     checkpoint: str | None = None,
     checkpoint_key: str | None = None,
     lora_init: str | None = None,
+    base_model: str = "",
 ) -> ModelFiles:
     """Files of a model directory, or of `builtin:sprites`; the options are those of `ModelConfig`.
 
-    Raises ConfigError naming every file that is absent and, for a published model, the command that
-    fetches them.
+    Raises ConfigError naming every file that is absent and, for a published model (`base_model`, or where the
+    paths are those of one), the command that fetches them.
     """
     if path.startswith("builtin:") and path not in BUILTIN:
         raise ConfigError(f"there is no model '{path}'; use {' or '.join(BUILTIN)} or a directory")
@@ -76,7 +86,8 @@ def resolve(
         raise ConfigError(f"model.checkpoint_key {checkpoint_key} needs a file: set model.checkpoint")
     root = BUILTIN.get(path) or absolute(path)
     published = None if path in BUILTIN else owner_of(path, checkpoint)
-    is_original = _looks_original(root) or (published is not None and not _looks_like_folders(root))
+    kin = None if path in BUILTIN else published or kin_of(base_model, checkpoint)
+    is_original = _looks_original(root) or (kin is not None and not _looks_like_folders(root))
     files, needed = _original(root) if is_original else _folders(root)
     if checkpoint is None:
         needed += shards(files.transformer, TRANSFORMER_STEM)
@@ -89,7 +100,7 @@ def resolve(
     if published is None and checkpoint is not None and absent == [files.transformer]:
         raise ConfigError(f"model '{path}' lacks {absent[0]}; name a checkpoint file that exists, or none")
     if absent:
-        raise ConfigError(_absence(path, absent, published, is_original=is_original))
+        raise ConfigError(_absence(path, absent, published, kin, is_original=is_original))
     return files if lora_init is None else replace(files, lora_init=find_lora(absolute(lora_init)))
 
 
@@ -173,7 +184,7 @@ def _original(root: Path) -> tuple[ModelFiles, list[Path]]:
     """The same for a directory as Wan published it."""
     config, vae, text_encoder = root / "config.json", root / VAE_FILE, root / TEXT_ENCODER_FILE
     tokenizer = root / TOKENIZER_DIR
-    needed = [config, vae, text_encoder, tokenizer / "tokenizer_config.json"]
+    needed = [config, vae, text_encoder, *(tokenizer / name for name in TOKENIZER_FILES)]
     return ModelFiles(root, config, root, None, vae, text_encoder, tokenizer), needed
 
 
@@ -186,10 +197,18 @@ def _looks_like_folders(root: Path) -> bool:
     return (root / "transformer").is_dir()
 
 
-def _absence(path: str, absent: list[Path], published: str | None, *, is_original: bool) -> str:
+def _absence(
+    path: str, absent: list[Path], published: str | None, kin: str | None, *, is_original: bool
+) -> str:
     """The error's text: what is absent, what belongs there and how to get it."""
     if published is not None:
         way_out = f"fetch them with `python launch.py models download {published}`"
+    elif kin is not None and is_original:
+        config = BASE_MODELS[kin].config
+        way_out = (
+            f"`python launch.py models download {kin}` puts {config.path} and {config.checkpoint} into the "
+            "folder that it is typed in; name both with absolute paths, as model.path and model.checkpoint"
+        )
     elif is_original:
         way_out = (
             f"an original Wan directory holds config.json, {TEXT_ENCODER_FILE}, {VAE_FILE}, {TOKENIZER_DIR}/ "

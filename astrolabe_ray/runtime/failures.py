@@ -25,18 +25,26 @@ INFRA_ERRORS = (
     asyncio.TimeoutError,
     TimeoutError,
 )
+GPU_FAULTS = ("CUDA error", "cuDNN error")
+"""What torch says, in a RuntimeError, when a GPU or its driver failed (ECC, Xid, a lost device). The process
+is of no use afterwards, another one may be."""
 
 
 def as_failure(error: BaseException, doing: str) -> BaseException:
     """What to raise for `error`, which came out of a Ray task or a timeout while `doing` something.
 
-    Our own errors come back as they were raised in the task, deaths and timeouts as InfraFailure,
-    everything else unchanged: it is a fault in the program and should be seen with its traceback.
+    Our own errors come back as they were raised in the task, deaths, timeouts and faults of a GPU as
+    InfraFailure, everything else unchanged: it is a fault in the program and should be seen with its
+    traceback.
     """
     cause = error.cause if isinstance(error, rx.RayTaskError) else error
     if isinstance(cause, AstrolabeError):
         return cause
-    if isinstance(cause, INFRA_ERRORS):
+    if isinstance(cause, INFRA_ERRORS) or _is_gpu_fault(cause):
         said = " ".join(str(cause).split()) or "no answer in time"
         return InfraFailure(f"{doing}: {type(cause).__name__}: {said}")
     return error
+
+
+def _is_gpu_fault(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in GPU_FAULTS)

@@ -73,6 +73,13 @@ class Hiring:
         ray.kill(member.actor)
         release(member.placement)
 
+    async def settle(self, member: HiredActor) -> None:
+        """Returns when everything that was asked of `member` is done: an actor answers in order.
+
+        Raises what `answer` raises.
+        """
+        await self.answer(member.actor.__ray_ready__.remote(), f"{member} finishing what nobody waits for")
+
     async def answer(self, awaitable: Awaitable[Any], doing: str) -> Any:
         """The value of a reference, or the next one of a generator.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from astrolabe_ray.errors import PayloadsLost
 from astrolabe_ray.types import Blob
 
 
@@ -10,3 +13,6 @@ class LocalBlobStore:
 
     def get(self, blob: Blob) -> object:
         return blob
+
+    def get_all(self, blobs: Sequence[Blob]) -> list[object | PayloadsLost]:
+        return list(blobs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,14 @@ import pytest
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.controller import Controller, RunOutcome
 from astrolabe_ray.data.group_sampler import GroupSampler
-from astrolabe_ray.errors import DataFailure, InfraFailure, PayloadsLost, RunStalled, WeightMismatch
+from astrolabe_ray.errors import (
+    DataFailure,
+    InfraFailure,
+    LearnerLost,
+    PayloadsLost,
+    RunStalled,
+    WeightMismatch,
+)
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.types import (
     Alarm,
@@ -47,11 +55,14 @@ class FakeLearner:
         self.saved: list[tuple[str, ControllerState]] = []
         self.resume_state: ControllerState = {"next_number": 0, "finished": [], "num_dropped": 0}
         self.step_s = self.start_s = 0.0
+        self.num_loads = 0
         self.misses: list[
             tuple[int, ...]
         ] = []  # samples whose latents are lost, for one call of `train` each
         self.lost_groups: list[str] = []
         self.events: list[str] = []
+        self.dies_at: list[int] = []  # steps, once each
+        self.folder: Path | None = None  # where checkpoints are really made
 
     async def start(self) -> None:
         try:
@@ -63,13 +74,17 @@ class FakeLearner:
     async def train(self, batch: TrainBatch) -> StepResult:
         assert batch.step == self.version.step
         await asyncio.sleep(self.step_s)
+        if batch.step in self.dies_at:
+            self.dies_at.remove(batch.step)
+            self.version = PolicyVersion(-1, -1)  # nothing of it is left
+            raise LearnerLost("a rank was killed")
         samples = [sample for micro_batch in batch.ranks[0] for sample in micro_batch]
         lost = [samples[i].rollout_id for i in (self.misses.pop(0) if self.misses else ())]
         if lost:
             self.lost_groups = sorted({rollout_id.rpartition("/")[0] for rollout_id in lost})
             raise PayloadsLost("a node died", lost)
         self.batches.append(batch)
-        self.version = PolicyVersion(0, self.version.step + 1)
+        self.version = replace(self.version, step=self.version.step + 1)
         return StepResult(self.version, {"loss": 0.5}, seconds=0.01)
 
     async def publish(self, adapter: Literal["old", "ema"] = "old") -> PublishedPolicy:
@@ -82,10 +97,13 @@ class FakeLearner:
 
     async def save(self, directory: Path, controller_state: ControllerState) -> None:
         self.saved.append((directory.name, dict(controller_state)))
+        if self.folder is not None:
+            (self.folder / directory.name).mkdir(parents=True, exist_ok=True)
 
     async def load(self, directory: Path) -> ControllerState:
-        self.version = PolicyVersion(0, int(directory.name.rsplit("-", 1)[1]))
-        return self.resume_state
+        self.num_loads += 1
+        self.version = PolicyVersion(self.num_loads, int(directory.name.rsplit("-", 1)[1]))
+        return dict(self.saved).get(directory.name, self.resume_state)
 
     async def stop(self) -> None: ...
 

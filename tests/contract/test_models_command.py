@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -117,6 +118,31 @@ def test_a_hub_without_the_file_or_out_of_reach_says_how_to_do_it_by_hand(
     for unreachable in (endpoint, None):
         error = error_of(download("self_forcing", cwd=tmp_path / "away", endpoint=unreachable))
         assert "HF_HUB_OFFLINE" in error and "by hand" in error
+
+
+def test_a_published_model_is_of_use_without_its_lora(
+    models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`check` refused LongLive's base, which is complete, for want of a LoRA that nobody asked for."""
+    write_tiny_model(tmp_path / "mine")
+    published = PublishedModel("tiny", ModelConfig(base_model="mine", path="mine"), lora="loras/lora.pt")
+    monkeypatch.setitem(BASE_MODELS, "mine", published)
+    printed = models("check", "mine")
+    assert "lora  loras/lora.pt  absent; the model is of use without it" in printed
+    assert "mine can be used" in printed
+
+
+@pytest.mark.parametrize("absent", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_came_in_part_is_not_taken_for_a_whole_one(
+    published: Path, tmp_path: Path, absent: str
+) -> None:
+    """A folder that was there counted as everything in it; the run found out, on its nodes."""
+    hub = tmp_path / "hub"
+    shutil.copytree(published, hub)
+    (hub / "Wan-AI" / "Wan2.1-T2V-1.3B" / "google" / "umt5-xxl" / absent).unlink()
+    with hub_of(hub) as endpoint:
+        error = error_of(download("self_forcing", cwd=tmp_path, endpoint=endpoint))
+    assert f"gave no wan_models/Wan2.1-T2V-1.3B/google/umt5-xxl/{absent}" in error
 
 
 def test_a_model_of_ones_own_is_listed_and_read_where_it_lies(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ray import exceptions as rx
 from ray._private.utils import check_version_info
 
@@ -229,10 +230,27 @@ def test_our_own_errors_come_out_of_a_task_as_they_were_raised(kind: type[Except
     assert type(pickle.loads(pickle.dumps(failure))) is kind
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    ],
+)
+def test_a_fault_of_a_gpu_may_be_tried_elsewhere(error: Exception) -> None:
+    """One broken GPU of many would end the run."""
+    failure = as_failure(raised_in_a_task(error), "rollout-3 generating")
+    assert type(failure) is InfraFailure
+    assert str(failure) == f"rollout-3 generating: {type(error).__name__}: {error}"
+
+
 def test_a_fault_of_the_program_stays_what_it_is() -> None:
     """A bug that is tried thirty times on new actors before anyone sees its traceback."""
     error = raised_in_a_task(FaultOfTheProgram("x"))
     assert as_failure(error, "generating") is error
+    shape = RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
+    assert as_failure(shape, "generating") is shape
     plain = FaultOfTheProgram("y")
     assert as_failure(plain, "generating") is plain
 

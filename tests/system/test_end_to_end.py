@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,8 +88,10 @@ def tiny_run(*, num_ranks: int, num_actors: int, max_policy_age: int, num_steps:
     )
 
 
-def carry_out(config: RunConfig, roles: Roles, folder: Path) -> tuple[RunOutcome, Notes, RunDir]:
-    run_dir, notes = RunDir.create(str(folder), "tiny", config.name), Notes()
+def carry_out(
+    config: RunConfig, roles: Roles, folder: Path, notes: Notes | None = None
+) -> tuple[RunOutcome, Notes, RunDir]:
+    run_dir, notes = RunDir.create(str(folder), "tiny", config.name), notes or Notes()
 
     async def run() -> RunOutcome:
         return await run_training(config, roles, run_dir, notes, asyncio.Event())
@@ -211,3 +215,36 @@ def test_a_second_run_reuses_the_servers_and_never_exceeds_the_policy_age(
     assert [row["step"] for row in notes.steps] == [1, 2, 3, 4, 5, 6]
     videos = [record.video for evaluation in outcome.evaluations for record in evaluation.records]
     assert [video[4:8] for video in videos if video is not None] == [b"ftyp", b"ftyp"]
+
+
+class Murderer(Notes):
+    """Kills the second learner rank when the second step has been told of."""
+
+    def __init__(self, learner: Any) -> None:
+        super().__init__()
+        self.learner, self.victim = learner, 0
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        super().step(metrics)
+        if not self.victim and metrics["step"] == 2:
+            rank = self.learner._ranks[1]
+            self.victim = ray.get(rank.__ray_call__.remote(lambda _: os.getpid()), timeout=60)
+            os.kill(self.victim, signal.SIGKILL)
+
+
+def test_a_killed_learner_rank_costs_the_steps_since_the_checkpoint_and_nothing_else(
+    synchronous: Distributed, tmp_path: Path
+) -> None:
+    """A run of days ends at night with one GPU of many; or goes on with other weights than a whole run."""
+    config, _, _, whole_dir = synchronous
+    config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every_steps": 1})})
+    roles = make_roles(config)
+    notes = Murderer(roles.learner)
+    outcome, _, run_dir = carry_out(config, roles, tmp_path, notes)
+    assert notes.victim
+    assert [row["step"] for row in notes.steps] == [1, 2, 2, 3], "checkpoint-2 was not written yet"
+    assert not outcome.stopped_early
+    assert len({span.who for span in notes.spans if span.stage == "rollout"}) == 2, "the same two actors"
+    got, want = (adapter(folder, "default") for folder in (run_dir, whole_dir))
+    moved = max(float(want[key].abs().max()) for key in want if key.endswith("lora_B"))
+    assert all(torch.allclose(got[key], want[key], rtol=0, atol=0.01 * moved) for key in want)

@@ -6,14 +6,17 @@ import asyncio
 import dataclasses
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
 import torch
+from ray.util import placement_group_table
 
 from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig
 from astrolabe_ray.errors import ConfigError, InfraFailure, PayloadsLost, WeightMismatch
@@ -49,7 +52,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> LearnerSpec:
             kl_coef=0.1, timesteps_per_sample=2, old_policy_decay="linear", nft_beta=0.5
         ),
         learner=LearnerConfig(
-            num_ranks=2, zero_stage=2, lr=1e-2, adam_eps=1e-3, max_grad_norm=5e-3, step_timeout_s=60
+            num_ranks=2, zero_stage=2, lr=1e-2, adam_eps=1e-3, max_grad_norm=5e-3, step_timeout_s=180
         ),
         max_policy_age=1,
         seed=3,
@@ -79,9 +82,14 @@ def with_references(batch: TrainBatch) -> TrainBatch:
     return TrainBatch(batch.step, batch.seed, ranks, batch.num_samples)
 
 
+def new_group(spec: LearnerSpec, placement_timeout_s: float = 30) -> LearnerGroup:
+    folder = Path(spec.model.path)
+    return LearnerGroup(spec, RayBlobStore(), placement_timeout_s=placement_timeout_s, shared=folder)
+
+
 @asynccontextmanager
 async def running(spec: LearnerSpec) -> AsyncIterator[LearnerGroup]:
-    group = LearnerGroup(spec, RayBlobStore(), placement_timeout_s=30)
+    group = new_group(spec)
     try:
         await group.start()
         yield group
@@ -209,14 +217,44 @@ async def test_lost_latents_are_named_and_the_step_can_be_tried_with_others(spec
         assert (await group.train(whole)).version == PolicyVersion(0, 1)
 
 
+def write_nothing(_: Any) -> None:
+    """As if this rank wrote to a disk of its own node."""
+    module: Any = sys.modules["learner.learner_worker"]
+    module.save_checkpoint = module.leave_mark = lambda *_, **__: None
+
+
+def collective_timeout_s(_: Any) -> float:
+    group: Any = torch.distributed.group.WORLD
+    return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+
+
+async def test_files_on_the_disk_of_another_node_are_noticed(
+    spec: LearnerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every checkpoint reported as written, and a run of days resumed at step 0.
+
+    Ranks wait for each other in a collective for as long as a step may take, not for half an hour.
+    """
+    monkeypatch.setattr("learner.shared_folder.SEEN_TIMEOUT_S", 1.0)
+    async with running(spec) as group:
+        assert not list(Path(spec.model.path).glob(".learner-*"))
+        assert await group._ranks[1].__ray_call__.remote(collective_timeout_s) == 180
+        for rank in group._ranks:
+            await rank.__ray_call__.remote(write_nothing)
+        with pytest.raises(ConfigError, match=r"checkpoint-1 is not the same folder .* manifest"):
+            await group.save(tmp_path / "checkpoint-1", {})
+        with pytest.raises(ConfigError, match=r"not the same folder .* not here after 1 s.*log_dir"):
+            await group._require_shared_folder()
+
+
 async def test_a_killed_rank_ends_the_group_and_a_new_life_can_start(spec: LearnerSpec) -> None:
     """The surviving rank would wait in a collective until its timeout."""
-    group = LearnerGroup(spec, RayBlobStore(), placement_timeout_s=30)
+    group = new_group(spec)
     await group.start()
     s = samples(0, 4, stale=0)
     batch = TrainBatch(0, SEED, ((tuple(s[:2]),), (tuple(s[2:]),)), 4)
     policy = await group.publish()
-    ranks = list(group._ranks)
+    ranks, room = list(group._ranks), group._placement
     ray.kill(ranks[1])
     with pytest.raises(InfraFailure, match="a learner rank failed, all ranks were ended"):
         await asyncio.wait_for(group.train(with_references(batch)), 30)
@@ -225,13 +263,15 @@ async def test_a_killed_rank_ends_the_group_and_a_new_life_can_start(spec: Learn
             ray.get(rank.__ray_ready__.remote(), timeout=20)
     assert unpack(policy.manifest, ray.get(policy.buffer, timeout=10))  # published weights outlive their rank
     await group.start()
+    assert group._placement is room, "rollout actors that scale up must not take it meanwhile"
     assert (await group.train(with_references(batch))).version == PolicyVersion(0, 1)
     await group.stop()
+    assert {state["state"] for state in placement_group_table().values()} == {"REMOVED"}
 
 
 async def test_a_group_without_room_says_what_it_needs(spec: LearnerSpec) -> None:
     """A pending placement group is the most common silent hang on a cluster."""
     large = dataclasses.replace(spec, learner=spec.learner.model_copy(update={"num_cpus": 64}))
-    group = LearnerGroup(large, RayBlobStore(), placement_timeout_s=2)
+    group = new_group(large, placement_timeout_s=2)
     with pytest.raises(ConfigError, match=r"no room for learner after 2 s: it needs 2 x"):
         await group.start()

@@ -248,6 +248,42 @@ async def test_an_actor_that_hangs_is_ended_and_its_work_redone(
     await at_full_strength(pool)
 
 
+async def test_an_actor_whose_gpu_fails_is_replaced_and_its_work_redone(
+    pool: RayRolloutPool, oracle: LocalRolloutPool, config: RunConfig
+) -> None:
+    """One GPU of many with an ECC error ends the run, or serves on with a context that is broken."""
+
+    def break_gpu(actor: Any) -> None:
+        def sample(_: Any) -> Any:
+            raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+
+        actor._sample = sample
+
+    await at_full_strength(pool)
+    broken = pool._fleet._idle[-1]
+    await as_future(broken.actor.__ray_call__.remote(break_gpu))
+    got = await asyncio.wait_for(pool.generate(request(8)), PATIENCE_S)
+    assert_bit_identical(got, await oracle.generate(request(8)))
+    assert broken not in pool._fleet.members
+    await at_full_strength(pool)
+
+
+async def test_a_request_that_is_given_up_holds_no_other_up(
+    pool: RayRolloutPool, oracle: LocalRolloutPool, config: RunConfig
+) -> None:
+    """The next request queues behind it in its actor and exceeds its own time limit."""
+    await at_full_strength(pool)
+    await pool.sync()
+    given_up = asyncio.ensure_future(pool.generate(long_request(3)))
+    await eventually(lambda: pool._fleet.num_idle == 1, "an actor at work")
+    await asyncio.sleep(0.2)
+    given_up.cancel()
+    await asyncio.gather(given_up, return_exceptions=True)
+    await asyncio.gather(*(pool.generate(request(number, num_seeds=1)) for number in range(3)))
+    assert pool._fleet.num_idle == 1, "three requests are done, all by the other actor"
+    await at_full_strength(pool)
+
+
 async def test_a_tampered_policy_is_refused_and_the_pool_goes_on_with_the_next(
     pool: RayRolloutPool, oracle: LocalRolloutPool, config: RunConfig
 ) -> None:

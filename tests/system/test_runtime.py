@@ -92,6 +92,20 @@ def test_a_payload_that_does_not_come_or_is_lost_is_a_failure_of_the_cluster() -
         RayBlobStore(timeout_s=30).get(late)
 
 
+def test_many_payloads_share_one_time_limit() -> None:
+    """Fifty lost ones at two minutes each: the other ranks' collective gives up first."""
+    maker = new_maker()
+    here, late = ray.put(np.arange(3)), [maker.late.remote() for _ in range(8)]
+    start = time.monotonic()
+    read = RayBlobStore(timeout_s=1).get_all([here, *late, here])
+    assert time.monotonic() - start < 4
+    np.testing.assert_array_equal(read[0], [0, 1, 2])
+    np.testing.assert_array_equal(read[-1], [0, 1, 2])  # a sample may be there twice
+    assert {type(lost) for lost in read[1:-1]} == {PayloadsLost}
+    assert RayBlobStore().get_all([]) == []
+    ray.kill(maker)
+
+
 async def test_room_is_reserved_and_given_back() -> None:
     """Rooms that nobody owns after a run."""
     group = await reserve([bundle(1, 0)] * MORE_CPUS, name="all", timeout_s=20)

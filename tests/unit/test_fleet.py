@@ -11,19 +11,32 @@ from astrolabe_ray.errors import ConfigError, InfraFailure
 
 
 class Crew:
-    """Makes members "m0", "m1", ...; `broken` holds the errors of the next hires."""
+    """Makes members "m0", "m1", ...; `broken` holds the errors of the next hires, each of which takes
+    `hire_s` by the fleet's clock. A member settles when its event in `busy` is set."""
 
-    def __init__(self, minimum: int = 1, maximum: int = 1, limit: int = 5) -> None:
+    def __init__(self, minimum: int = 1, maximum: int = 1, limit: int = 5, hire_s: float = 0.0) -> None:
         self.broken: list[Exception] = []
         self.dismissed: list[str] = []
-        scaling = ScalingPolicy(minimum, maximum)
-        self.fleet = Fleet(self.hire, self.dismissed.append, scaling=scaling, budget=ReplacementBudget(limit))
+        self.busy: dict[str, asyncio.Event] = {}
+        self.now_s, self.hire_s = 0.0, hire_s
+        self.fleet = Fleet(
+            self.hire,
+            self.dismissed.append,
+            self.settle,
+            scaling=ScalingPolicy(minimum, maximum),
+            budget=ReplacementBudget(limit, "members"),
+            clock=lambda: self.now_s,
+        )
 
     async def hire(self, number: int) -> str:
         await asyncio.sleep(0)
+        self.now_s += self.hire_s
         if self.broken:
             raise self.broken.pop(0)
         return f"m{number}"
+
+    async def settle(self, member: str) -> None:
+        await self.busy[member].wait()
 
 
 async def soon(condition) -> None:
@@ -161,7 +174,10 @@ async def test_stopping_ends_members_that_are_still_being_hired() -> None:
             raise
         return f"m{number}"
 
-    fleet = Fleet(hire, dismissed.append, scaling=ScalingPolicy(3, 3), budget=ReplacementBudget(1))
+    async def settle(member: str) -> None: ...
+
+    budget = ReplacementBudget(1, "members")
+    fleet = Fleet(hire, dismissed.append, settle, scaling=ScalingPolicy(3, 3), budget=budget)
     with pytest.raises(ConfigError):
         await fleet.start()
     await fleet.stop()
@@ -200,6 +216,82 @@ async def test_waiting_for_room_with_nobody_left_ends(monkeypatch: pytest.Monkey
         async with crew.fleet.borrow():
             pass
     assert len(crew.broken) == 7
+
+
+async def test_looking_for_room_with_nobody_left_ends_also_when_each_look_takes_minutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A budget of 30 an hour never runs out when a try takes 150 s: `generate` would hang for ever."""
+    monkeypatch.setattr(fleet_module, "FIRST_BACKOFF_S", 0.001)
+    monkeypatch.setattr(fleet_module, "LONGEST_BACKOFF_S", 0.001)
+    crew = Crew(limit=30, hire_s=150)
+    await crew.fleet.start()
+    crew.broken = [ConfigError("no room") for _ in range(100)]
+    async with crew.fleet.borrow() as member:
+        crew.fleet.discard(member, "its node died")
+    with pytest.raises(InfraFailure, match=r"all members are gone, and for 1800 s .* was: no room"):
+        async with crew.fleet.borrow():
+            pass
+    assert len(crew.broken) == 100 - 12
+
+
+async def test_a_first_slow_look_for_room_may_find_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time in which all were at work would count as time without anybody."""
+    monkeypatch.setattr(fleet_module, "FIRST_BACKOFF_S", 0.001)
+    crew = Crew(hire_s=600)
+    await crew.fleet.start()
+    crew.now_s += 10_000
+    crew.broken = [ConfigError("no room"), ConfigError("no room")]
+    async with crew.fleet.borrow() as member:
+        crew.fleet.discard(member, "its node died")
+    async with crew.fleet.borrow() as member:
+        assert member == "m3"
+
+
+async def test_a_member_of_a_cancelled_borrower_is_lent_again_only_when_it_has_finished() -> None:
+    """The next request would queue behind the abandoned one and exceed its own time limit."""
+    crew = Crew(minimum=2)
+    await crew.fleet.start()
+    crew.busy = {name: asyncio.Event() for name in ("m0", "m1")}
+
+    async def for_ever(member: str) -> None:
+        await asyncio.Event().wait()
+
+    abandoned = asyncio.ensure_future(crew.fleet.on_member(for_ever, max_attempts=1, broken=()))
+    await soon(lambda: crew.fleet.num_idle == 1)
+    abandoned.cancel()
+    await asyncio.gather(abandoned, return_exceptions=True)
+    async with crew.fleet.borrow() as other:
+        (unsettled,) = {"m0", "m1"} - {other}
+        waiting = asyncio.ensure_future(crew.fleet._take())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        crew.busy[unsettled].set()
+        assert await asyncio.wait_for(waiting, 5) == unsettled
+    assert crew.dismissed == []
+    await crew.fleet.stop()
+
+
+async def test_a_member_that_never_finishes_what_nobody_waits_for_is_replaced() -> None:
+    """A hanging actor would be lost to the fleet for good."""
+    crew = Crew()
+
+    async def settle(member: str) -> None:
+        raise InfraFailure("no answer in time")
+
+    crew.fleet._settle = settle
+    await crew.fleet.start()
+
+    async def look() -> None:
+        async with crew.fleet.borrow_idle():
+            await asyncio.Event().wait()
+
+    abandoned = asyncio.ensure_future(look())
+    await soon(lambda: crew.fleet.num_idle == 0)
+    abandoned.cancel()
+    await soon(lambda: crew.fleet.members == ["m1"])
+    assert crew.dismissed == ["m0"]
+    await crew.fleet.stop()
 
 
 async def test_it_grows_while_requests_wait_and_shrinks_to_busy_members(

@@ -198,3 +198,19 @@ def test_people_read_each_step_and_the_held_out_reward(tmp_path: Path) -> None:
     assert first.split()[:4] == ["1", "1.0000", "0.2500", "0.5000"]
     assert "nan" in third.split()
     assert "held-out reward before: 1.0000 over 4 videos" in heldout
+
+
+def test_steps_that_are_made_again_replace_the_lost_ones(tmp_path: Path) -> None:
+    """Curves that go back and forth, and a W&B that refuses a step which it has."""
+    sink = Sink()
+    recorder, _ = new_recorder(tmp_path, sink)
+    for attempt, step in enumerate((1, 2, 3, 2)):
+        recorder.step(step_row(step) | {"loss": float(attempt)})
+        recorder.evaluated(BEFORE)
+    run_dir = RunDir(tmp_path)
+    assert [step for _, step, told in sink.told if isinstance(told, dict) and "loss" in told] == [1, 2, 3]
+    steps = [step for _, step, _ in sink.told]
+    assert steps == sorted(steps)
+    rows = read_lines(run_dir.metrics)
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 0), (2, 3)], "step 3 was lost with the second"
+    assert [line["phase"] for line in read_lines(run_dir.evaluations)] == ["before"]

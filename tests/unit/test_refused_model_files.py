@@ -29,6 +29,7 @@ from tests.published_layouts import (
     transformer_tensors,
     write_original_base,
 )
+from tests.tiny_model import write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +180,31 @@ def test_every_absent_file_is_named_at_once(base: Path, tmp_path: Path) -> None:
     assert all(name in str(error.value) for name in absent)
     with pytest.raises(ConfigError, match=r"needs a file: set model\.checkpoint"):
         files_of(ModelConfig(path=str(base), checkpoint_key="generator"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"base_model": "self_forcing", "checkpoint": "checkpoints/self_forcing_dmd.pt"},
+        {"base_model": "my_run", "checkpoint": "/shared/checkpoints/self_forcing_dmd.pt"},
+    ],
+)
+def test_a_published_model_on_shared_storage_is_known_by_its_name_or_its_checkpoint(
+    options: dict[str, str], tmp_path: Path
+) -> None:
+    """The paths that a cluster needs were answered with another layout's files and no way to get any."""
+    path = tmp_path / "wan_models" / "Wan2.1-T2V-1.3B"
+    with pytest.raises(ConfigError) as error:
+        files_of(ModelConfig(path=str(path), **options))
+    text = str(error.value)
+    assert f"{path}/Wan2.1_VAE.pth" in text and f"{path}/google/umt5-xxl/tokenizer.json" in text
+    assert "self_forcing_dmd.pt" in text
+    assert "transformer/" not in text and "vae/" not in text
+    assert "`python launch.py models download self_forcing` puts wan_models/Wan2.1-T2V-1.3B and" in text
+    write_tiny_model(path)
+    (path / "vae" / "config.json").unlink()
+    with pytest.raises(ConfigError, match="a model directory holds transformer/"):
+        files_of(ModelConfig(path=str(path), **options))
 
 
 @pytest.mark.parametrize(

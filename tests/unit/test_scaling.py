@@ -58,7 +58,7 @@ def test_shrinking_stops_at_the_minimum() -> None:
 
 def test_more_replacements_than_the_budget_name_the_last_cause() -> None:
     """Replacing for ever what a replacement cannot mend."""
-    budget = ReplacementBudget(2)
+    budget = ReplacementBudget(2, "rollout actors")
     budget.spend(0.0, "first")
     budget.spend(1.0, "second")
     with pytest.raises(InfraFailure, match=r"2 rollout actors .* the last failure was: third"):
