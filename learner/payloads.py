@@ -27,10 +27,10 @@ def read_all(blobs: BlobStore, samples: Sequence[TrainSample]) -> Payloads:
     found: Payloads = {}
     lost: dict[str, PayloadsLost] = {}
     pieces = {s.rollout_id: (s.latents,) if s.prefix is None else (s.prefix, s.latents) for s in samples}
-    wanted = list({blob: None for blobs_of_one in pieces.values() for blob in blobs_of_one})
-    read = dict(zip(wanted, blobs.get_all(wanted), strict=True))
+    wanted = {id(blob): blob for blobs_of_one in pieces.values() for blob in blobs_of_one}
+    read = dict(zip(wanted, blobs.get_all(list(wanted.values())), strict=True))
     for rollout_id, blobs_of_one in pieces.items():
-        arrays = tuple(read[blob] for blob in blobs_of_one)
+        arrays = tuple(read[id(blob)] for blob in blobs_of_one)
         failures = [array for array in arrays if isinstance(array, PayloadsLost)]
         if failures:
             lost[rollout_id] = failures[0]
