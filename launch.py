@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astrolabe_ray.cli.app import make_app
-from astrolabe_ray.cli.wiring import ServerLine, Wiring, WorkerRoom
+from astrolabe_ray.cli.wiring import Wiring, WorkerRoom
 from astrolabe_ray.config.schema import ModelConfig, RewardConfig, RunConfig
 from astrolabe_ray.errors import AstrolabeError, ConfigError
+from astrolabe_ray.server_status import BenchResult, ServerStatus
 from astrolabe_ray.video_tasks import VideoModelSpec, VideoPlan, VideoPool
 
 if TYPE_CHECKING:
@@ -101,7 +102,12 @@ def make_roles(config: RunConfig) -> Roles:
 
     return Roles(
         rollouts=RayRolloutPool(config),
-        rewards=ServeRewardPool(config.rewards, keep_servers=config.cluster.keep_reward_servers),
+        rewards=ServeRewardPool(
+            config.rewards,
+            keep_servers=config.cluster.keep_reward_servers,
+            client=config.name,
+            idle_timeout_s=config.cluster.reward_idle_timeout_s,
+        ),
         learner=LearnerGroup(
             LearnerSpec.of(config), RayBlobStore(), placement_timeout_s=config.cluster.placement_timeout_s
         ),
@@ -111,9 +117,11 @@ def make_roles(config: RunConfig) -> Roles:
 
 def start_rewards(config: RunConfig) -> None:
     from reward_servers.app import server_specs
-    from reward_servers.deploy import ensure
+    from reward_servers.deploy import ensure, hold
 
-    ensure(server_specs(config.rewards))
+    specs = server_specs(config.rewards, config.cluster.reward_idle_timeout_s)
+    ensure(specs)
+    hold(specs, "rewards up")
 
 
 def stop_rewards(config: RunConfig) -> None:
@@ -132,10 +140,22 @@ def running_rewards(rewards: Sequence[RewardConfig]) -> Collection[str]:
     return [spec.scorer for spec in server_specs(rewards) if spec.app_name in running]
 
 
-def reward_servers() -> Sequence[ServerLine]:
+def reward_servers() -> Sequence[ServerStatus]:
     from reward_servers.deploy import status
 
-    return [ServerLine(server.name, server.status, server.num_replicas) for server in status()]
+    return status()
+
+
+def scale_rewards(name: str, min_replicas: int, max_replicas: int) -> None:
+    from reward_servers.deploy import scale
+
+    scale(name, min_replicas, max_replicas)
+
+
+def bench_rewards(name: str, seconds: float, in_flight: int, size: tuple[int, int, int]) -> BenchResult:
+    from reward_servers.bench import bench
+
+    return bench(name, seconds=seconds, in_flight=in_flight, size=size)
 
 
 WIRING = Wiring(
@@ -151,6 +171,8 @@ WIRING = Wiring(
     stop_rewards=stop_rewards,
     running_rewards=running_rewards,
     reward_servers=reward_servers,
+    scale_rewards=scale_rewards,
+    bench_rewards=bench_rewards,
 )
 
 if __name__ == "__main__":

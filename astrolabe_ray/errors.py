@@ -20,6 +20,10 @@ class InfraFailure(AstrolabeError):
     """A process, node or connection failed; the same work may succeed elsewhere."""
 
 
+class ServerBusy(InfraFailure):
+    """A server has as much work of this client waiting as it takes; nothing was moved, ask again later."""
+
+
 class PayloadsLost(InfraFailure):
     """Finished frames or latents are gone with their node; they can be made again, but not read again.
 

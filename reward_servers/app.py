@@ -1,7 +1,7 @@
 """One scorer behind Ray Serve: batches requests of all runs that share it.
 
-Produces: scores. Waits for: requests. Bounded by: max_ongoing_requests and max_queued_requests, past
-which callers get a back-pressure error and slow down.
+Produces: scores. Waits for: requests. Bounded by: MAX_WAITING requests of a replica, of which each client has
+an equal part; beyond it a client is refused and slows down.
 """
 
 from __future__ import annotations
@@ -9,32 +9,67 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
+import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
-from ray import ObjectRef, serve
-from ray.exceptions import RayError
+from ray import serve
 
 from astrolabe_ray.config.plan import servers
 from astrolabe_ray.config.schema import RewardConfig
 from astrolabe_ray.config.scorer_cards import scorer_name
-from astrolabe_ray.errors import DataFailure, PayloadsLost
+from reward_servers.batch_scoring import ScoreRequest, fetch, score_together
+from reward_servers.fair_queue import FairQueue
 from reward_servers.identity import files_of, made_of
-from reward_servers.scorers import Scorer, ScorerSetup, card_of, load_scorer, setup_of
-from reward_servers.scoring import Numbers, check_prompts, finite_numbers
+from reward_servers.known_video import answers_of, changed, warm_up
+from reward_servers.lease import Lease
+from reward_servers.scorers import Scorer, ScorerSetup, card_of, card_of_scorer, load_scorer, setup_of
+from reward_servers.scoring import Numbers
+from reward_servers.usage import ReplicaReport, Usage
 
-FETCH_TIMEOUT_S = 60.0
-MAX_ONGOING_REQUESTS = 32
+MAX_WAITING = 128
+"""Requests of all clients that a replica keeps."""
+MAX_ONGOING_REQUESTS = 2 * MAX_WAITING
+"""Of Serve; more than MAX_WAITING, so that a client who is to be refused does not wait for that."""
 MAX_QUEUED_REQUESTS = 256
 BATCH_WAIT_S = 0.02
 STUCK_AFTER_S = 300.0
+HEALTH_PERIOD_S = 5.0
+VERIFY_EVERY_S = 30.0
+"""How often a replica scores the known video."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How many replicas a server has and how long it stays. May change while it runs."""
+
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target_ongoing_requests: float = 4
+    upscale_delay_s: float = 5
+    downscale_delay_s: float = 120
+    idle_timeout_s: float | None = None
+
+    @classmethod
+    def of(cls, reward: RewardConfig, idle_timeout_s: float | None) -> Scaling:
+        return cls(
+            reward.min_replicas,
+            reward.max_replicas,
+            reward.target_ongoing_requests,
+            reward.upscale_delay_s,
+            reward.downscale_delay_s,
+            idle_timeout_s,
+        )
 
 
 @dataclass(frozen=True)
@@ -42,32 +77,34 @@ class ServerSpec:
     """What makes two reward servers the same: these fields go into the name, `code` behind the others."""
 
     scorer: str
-    min_replicas: int
-    max_replicas: int
     num_cpus: float
     num_gpus: float
     max_batch_size: int
     frames_per_forward: int
     folder: str  # absolute; empty for a scorer without files
     options: tuple[tuple[str, str], ...]
+    python: str  # interpreter of the replicas; empty: that of the cluster
+    packages: tuple[str, ...]  # what pip installs for them
     code: str  # digest of the scorer's source and files
+    scaling: Scaling = dataclass_field(default=Scaling(), compare=False)  # not in the name
 
     @classmethod
-    def of(cls, reward: RewardConfig) -> ServerSpec:
+    def of(cls, reward: RewardConfig, idle_timeout_s: float | None = None) -> ServerSpec:
         """Raises ConfigError for an unknown reward key or option."""
         card, setup = card_of(reward.key), setup_of(reward)
         has_files = bool(card.files or card.file_options)
         return cls(
             scorer=scorer_name(reward.key),
-            min_replicas=reward.min_replicas,
-            max_replicas=reward.max_replicas,
             num_cpus=reward.num_cpus,
             num_gpus=reward.num_gpus,
             max_batch_size=reward.max_batch_size,
             frames_per_forward=reward.frames_per_forward,
             folder=str(setup.folder) if has_files else "",
             options=tuple(sorted(setup.options.items())),
+            python=reward.python,
+            packages=tuple(reward.packages.split()),
             code=made_of(scorer_name(reward.key), files_of(card, setup)),
+            scaling=Scaling.of(reward, idle_timeout_s),
         )
 
     @property
@@ -76,9 +113,15 @@ class ServerSpec:
         return ScorerSetup(Path(self.folder), device, self.frames_per_forward, dict(self.options))
 
     @property
+    def runtime_env(self) -> dict[str, Any]:
+        """What Ray makes for the replicas. Example: `{"py_executable": "/opt/hpsv3/bin/python"}`."""
+        python = {"py_executable": self.python} if self.python else {}
+        return python | ({"pip": list(self.packages)} if self.packages else {})
+
+    @property
     def settings_name(self) -> str:
         """What the names of these servers begin with, whatever code they run."""
-        settings = {name: value for name, value in asdict(self).items() if name != "code"}
+        settings = {n: value for n, value in asdict(self).items() if n not in ("code", "scaling")}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return f"reward-{re.sub('[^A-Za-z0-9_]', '-', self.scorer)}-{digest[:8]}-"
 
@@ -88,140 +131,152 @@ class ServerSpec:
         return self.settings_name + self.code[:8]
 
 
-def server_specs(rewards: Sequence[RewardConfig]) -> list[ServerSpec]:
+def server_specs(rewards: Sequence[RewardConfig], idle_timeout_s: float | None = None) -> list[ServerSpec]:
     """A server for each scorer of `rewards`, in their order. Raises ConfigError as `ServerSpec.of` does."""
-    return [ServerSpec.of(reward) for reward in servers(rewards).values()]
-
-
-@dataclass(frozen=True)
-class ScoreRequest:
-    """Some videos of one view with their prompts. The references are nested, so Serve passes them on
-    unread, and a request that is turned away has moved no pixels."""
-
-    request_id: str
-    videos: tuple[ObjectRef, ...]  # uint8 [F, 3, H, W] each, of one shape
-    prompts: tuple[str, ...]
+    return [ServerSpec.of(reward, idle_timeout_s) for reward in servers(rewards).values()]
 
 
 class RewardServer:
     """A replica: loads its scorer, proves that it scores, then serves batches."""
 
     def __init__(self, spec: ServerSpec) -> None:
+        """Returns after the largest batch has been scored once. Raises what the scorer raises."""
         cv2.setNumThreads(1)
         torch.set_num_threads(max(1, int(spec.num_cpus)))
+        self._spec = spec
         self._scorer: Scorer = load_scorer(spec.scorer, spec.setup)
+        self._card = card_of_scorer(spec.scorer)
+        self._known: dict[str, float] = {}
+        if not self._card.asks_elsewhere:
+            warm_up(self._scorer, self._card, batch_size=spec.max_batch_size, device=spec.setup.device)
+            self._known = answers_of(self._scorer, self._card)
+        self._verified_at = time.monotonic()
+        self._queue, self._usage = FairQueue(MAX_WAITING), Usage()
+        self._lease = Lease(spec.scaling.idle_timeout_s)
+        self._is_leaving = False
+        self._scoring = asyncio.Lock()
         self._busy_since: float | None = None
-        self._score_batch.set_max_batch_size(spec.max_batch_size)  # type: ignore[attr-defined]
+        self._worker: asyncio.Task[None] | None = None
 
     async def score(self, request: ScoreRequest) -> Numbers:
-        """Finite numbers by name, one per video. Raises DataFailure, PayloadsLost."""
-        result = await self._score_batch(request)  # type: ignore[call-arg, arg-type]
-        if isinstance(result, BaseException):
-            raise result
-        return result
+        """Finite numbers by name, one per video. Raises DataFailure, PayloadsLost, ServerBusy."""
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+        self._lease.renew()
+        self._usage.heard_of(request.client)
+        began = time.monotonic()
+        answer = await self._queue.put(request)
+        self._usage.answered(time.monotonic() - began, len(request.videos))
+        return answer
 
-    def check_health(self) -> None:
-        """Serve replaces a replica whose scorer has been at one batch for far too long."""
+    async def hold(self, client: str, idle_timeout_s: float | None) -> bool:
+        """A client says that it goes on using this server; False: too late, the server is on its way out."""
+        if not self._is_leaving:
+            self._usage.heard_of(client)
+            self._lease.lengthen(idle_timeout_s)
+        return not self._is_leaving
+
+    async def report(self) -> ReplicaReport:
+        """What this replica did lately."""
+        return ReplicaReport(
+            spec=self._spec,
+            pid=os.getpid(),
+            num_waiting=self._queue.num_waiting,
+            num_videos=self._usage.num_videos,
+            batch_sizes=dict(self._usage.batch_sizes),
+            answers=self._usage.answers,
+            clients=self._usage.clients,
+            lease_left_s=self._lease.left_s,
+        )
+
+    async def check_health(self) -> None:
+        """Serve asks every HEALTH_PERIOD_S and replaces a replica that raises three times.
+
+        Raises RuntimeError when the scorer has been at one batch for far too long or no longer says of the
+        known video what it said, and what the scorer raises. A server that nobody holds ends here, too.
+        """
         if self._busy_since is not None and time.monotonic() - self._busy_since > STUCK_AFTER_S:
             raise RuntimeError(f"the scorer has been busy with one batch for over {STUCK_AFTER_S:g} s")
+        if self._worker is not None and self._worker.done():
+            raise RuntimeError(f"this replica no longer takes requests: {self._worker}")
+        if self._lease.left_s <= 0 and not self._is_leaving:
+            await self._leave()
+        elif self._known and time.monotonic() - self._verified_at >= VERIFY_EVERY_S:
+            await self._verify()
 
-    @serve.batch(
-        max_batch_size=16,
-        batch_wait_timeout_s=BATCH_WAIT_S,
-        batch_size_fn=lambda requests: sum(len(request.videos) for request in requests),
-    )
+    async def _leave(self) -> None:
+        self._is_leaving = True
+        name = serve.get_replica_context().app_name
+        logger.warning("reward server %s ends: nobody has used or held it for its idle timeout", name)
+        await asyncio.to_thread(serve.delete, name, _blocking=False)
+
+    async def _verify(self) -> None:
+        """Between two batches. Only a success counts, so a replica that failed is asked again at once."""
+        async with self._scoring:
+            now = await asyncio.to_thread(answers_of, self._scorer, self._card)
+        if differences := changed(self._known, now):
+            raise RuntimeError(f"the known video is judged otherwise than before: {'; '.join(differences)}")
+        self._verified_at = time.monotonic()
+
+    async def _work(self) -> None:
+        while True:
+            await self._work_once()
+
+    async def _work_once(self) -> None:
+        """Whatever goes wrong with a batch is told to those who asked for it.
+
+        A function of its own: names in the loop would keep the frames of the last batch until the next one.
+        """
+        batch = await self._queue.batch(self._spec.max_batch_size, BATCH_WAIT_S)
+        results: Sequence[Numbers | BaseException]
+        try:
+            results = await self._score_batch([waiting.request for waiting in batch])
+        except Exception as error:  # the outermost loop of this role
+            results = [error] * len(batch)
+        for waiting, result in zip(batch, results, strict=True):
+            waiting.tell(result)
+
     async def _score_batch(self, requests: list[ScoreRequest]) -> list[Numbers | BaseException]:
         """One forward for several requests. Fetches in parallel, scores off the event loop."""
         fetched = await asyncio.gather(*(fetch(request) for request in requests), return_exceptions=True)
-        self._busy_since = time.monotonic()
-        try:
-            return await asyncio.to_thread(score_together, self._scorer, fetched, requests)
-        finally:
-            self._busy_since = None
+        async with self._scoring:
+            self._busy_since = time.monotonic()
+            try:
+                results = await asyncio.to_thread(score_together, self._scorer, fetched, requests)
+            finally:
+                self._busy_since = None
+        self._usage.batch_sizes[sum(len(request.videos) for request in requests)] += 1
+        return results
 
 
-async def fetch(request: ScoreRequest) -> np.ndarray:
-    """The request's videos as uint8 [B, F, 3, H, W]. Raises PayloadsLost when they can't be read."""
-    waiting = [asyncio.wrap_future(ref.future()) for ref in request.videos]
-    try:
-        videos = await asyncio.wait_for(asyncio.gather(*waiting), FETCH_TIMEOUT_S)
-    except (RayError, asyncio.TimeoutError) as error:
-        raise PayloadsLost(f"the videos of request {request.request_id} are lost: {error!r}") from error
-    check_videos(videos, request)
-    return np.stack(videos)
+def application(spec: ServerSpec, runtime_env: Mapping[str, Any]) -> serve.Application:
+    """The Serve application of a reward server, ready to run.
 
-
-def check_videos(videos: Sequence[np.ndarray], request: ScoreRequest) -> None:
-    """Raises DataFailure for anything but uint8 [F, 3, H, W] videos of one shape, one per prompt."""
-    shapes = {(video.dtype.name, *video.shape) for video in videos}
-    if len(shapes) != 1 or len(videos) != len(request.prompts) or not _is_video(next(iter(shapes))):
-        raise DataFailure(
-            f"request {request.request_id} brings {len(videos)} arrays {sorted(shapes)} for "
-            f"{len(request.prompts)} prompts; needed is one uint8 [F, 3, H, W] video per prompt."
-        )
-    check_prompts(request.prompts)
-
-
-def _is_video(shape: tuple[object, ...]) -> bool:
-    return len(shape) == 5 and shape[0] == "uint8" and shape[2] == 3 and 0 not in shape[1:]
-
-
-def score_together(
-    scorer: Scorer, fetched: Sequence[np.ndarray | BaseException], requests: Sequence[ScoreRequest]
-) -> list[Numbers | BaseException]:
-    """Scores of each request, or what went wrong with it alone.
-
-    Requests of one shape go through the scorer as one batch. When the scorer refuses the batch, each
-    request is scored by itself, so that only the guilty one fails.
+    Its version is fixed: deployed again with another `Scaling` and the same environment, its replicas stay as
+    they are. Serve would add the working folder of whoever deploys it, so `runtime_env` names one, or None.
     """
-    results: list[Numbers | BaseException] = [DataFailure("not scored")] * len(requests)
-    by_shape: dict[tuple[int, ...], list[int]] = {}
-    for i, videos in enumerate(fetched):
-        if isinstance(videos, BaseException):
-            results[i] = videos
-        else:
-            by_shape.setdefault(videos.shape[1:], []).append(i)
-    for members in by_shape.values():
-        scores: Sequence[Numbers | BaseException]
-        try:
-            scores = scored(scorer, [fetched[i] for i in members], [requests[i] for i in members])
-        except DataFailure as failure:
-            if len(members) > 1:
-                scores = [score_together(scorer, [fetched[i]], [requests[i]])[0] for i in members]
-            else:
-                scores = [failure]
-        for i, result in zip(members, scores, strict=True):
-            results[i] = result
-    return results
-
-
-def scored(scorer: Scorer, videos: Sequence[Any], requests: Sequence[ScoreRequest]) -> list[Numbers]:
-    """Numbers of each request from one forward. Raises DataFailure for one that is not finite."""
-    prompts = [prompt for request in requests for prompt in request.prompts]
-    numbers = finite_numbers(scorer, np.concatenate(videos), prompts)
-    ends = np.cumsum([len(request.prompts) for request in requests])[:-1]
-    parts = {name: np.split(column, ends) for name, column in numbers.items()}
-    return [{name: part[i].tolist() for name, part in parts.items()} for i in range(len(requests))]
-
-
-def application(spec: ServerSpec) -> serve.Application:
-    """The Serve application of a reward server, ready to run."""
+    scaling = spec.scaling
     deployment: Any = serve.deployment(
         RewardServer,
         name="RewardServer",
-        ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus},
+        ray_actor_options={
+            "num_cpus": spec.num_cpus,
+            "num_gpus": spec.num_gpus,
+            "runtime_env": {"working_dir": None, **runtime_env},
+        },
         autoscaling_config={
-            "min_replicas": spec.min_replicas,
-            "max_replicas": spec.max_replicas,
-            "target_ongoing_requests": 4,
+            "min_replicas": scaling.min_replicas,
+            "max_replicas": scaling.max_replicas,
+            "target_ongoing_requests": scaling.target_ongoing_requests,
             "look_back_period_s": 10,
             "metrics_interval_s": 2,
-            "upscale_delay_s": 5,
-            "downscale_delay_s": 120,
+            "upscale_delay_s": scaling.upscale_delay_s,
+            "downscale_delay_s": scaling.downscale_delay_s,
         },
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         max_queued_requests=MAX_QUEUED_REQUESTS,
+        health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=STUCK_AFTER_S,
         max_constructor_retry_count=3,
     )
-    return deployment.bind(spec)
+    return deployment.options(version=spec.app_name, _internal=True).bind(spec)

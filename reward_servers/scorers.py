@@ -82,6 +82,11 @@ def card_of(key: str) -> ScorerCard:
     return card
 
 
+def card_of_scorer(name: str) -> ScorerCard:
+    """Raises ConfigError for an unknown scorer."""
+    return BY_NAME[name] if name in BY_NAME else outside_class(name).card
+
+
 def scorer_class(name: str) -> Any:
     """The class of a scorer by its name. Raises ConfigError for an unknown one."""
     if name not in SCORERS:
@@ -143,7 +148,8 @@ def reward_problems(reward: RewardConfig) -> list[tuple[str, str]]:
         options = setup_of(reward).options
     except ConfigError as error:
         return [("options", str(error))]
-    return [("", line) for line in file_problems(card, Path(reward.folder).expanduser(), options)]
+    folder, runs_here = Path(reward.folder).expanduser(), not (reward.python or reward.packages)
+    return [("", line) for line in file_problems(card, folder, options, runs_here=runs_here)]
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:

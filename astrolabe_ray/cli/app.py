@@ -37,6 +37,10 @@ ConfigOption = Annotated[
 ]
 
 ModelName = Annotated[str, typer.Argument(metavar="NAME", help="Base model, as `models list` names it.")]
+ServerName = Annotated[
+    str, typer.Argument(metavar="NAME", help="As `rewards status` shows it, its beginning, or the scorer.")
+]
+AddressOption = Annotated[str, typer.Option(help="Address of the Ray cluster; auto: as for `train`.")]
 ShrinkOption = Annotated[
     bool,
     typer.Option("--shrink", help="The same run with the embedded model and scorers, on two CPU cores."),
@@ -144,6 +148,33 @@ def _add_rewards(app: typer.Typer, wiring: Wiring) -> None:
         from astrolabe_ray.cli.rewards import down as run
 
         run(config, overrides_in(context.args, ("--config",)), wiring)
+
+    @rewards.command()
+    def scale(
+        name: ServerName,
+        min_replicas: Annotated[int, typer.Option("--min", help="Replicas that stay without any load.")],
+        max_replicas: Annotated[int, typer.Option("--max", help="Replicas at most.")],
+        address: AddressOption = "auto",
+    ) -> None:
+        """Let a running server have more or fewer replicas; those that stay are not restarted."""
+        from astrolabe_ray.cli.rewards import scale as run
+
+        run(name, min_replicas, max_replicas, address, wiring)
+
+    @rewards.command()
+    def bench(
+        name: ServerName,
+        seconds: Annotated[float, typer.Option(min=1, help="How long to ask.")] = 10,
+        in_flight: Annotated[int, typer.Option(min=1, help="Requests of one video at a time.")] = 32,
+        size: Annotated[
+            tuple[int, int, int], typer.Option(metavar="FRAMES HEIGHT WIDTH", help="Of the drawn videos.")
+        ] = (9, 64, 64),
+        address: AddressOption = "auto",
+    ) -> None:
+        """Measure a running server with drawn videos: videos/s, latency, batch sizes."""
+        from astrolabe_ray.cli.rewards import bench as run
+
+        run(name, seconds=seconds, in_flight=in_flight, size=size, address=address, wiring=wiring)
 
 
 def _add_report(app: typer.Typer) -> None:

@@ -8,20 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astrolabe_ray.config.schema import ModelConfig, RewardConfig, RunConfig
+from astrolabe_ray.server_status import BenchResult, ServerStatus
 from astrolabe_ray.video_tasks import VideoModelSpec, VideoPlan, VideoPool
 
 if TYPE_CHECKING:
     from astrolabe_ray.roles import RewardPool
     from astrolabe_ray.run import Roles
-
-
-@dataclass(frozen=True)
-class ServerLine:
-    """A reward server as an operator sees it. Example: `ServerLine("reward-clip-1a2b", "RUNNING", 1)`."""
-
-    name: str
-    status: str
-    num_replicas: int
 
 
 @dataclass(frozen=True)
@@ -61,5 +53,9 @@ class Wiring:
     stop_rewards: Callable[[RunConfig], None]
     running_rewards: Callable[[Sequence[RewardConfig]], Collection[str]]
     """Scorers of the rewards whose server runs already."""
-    reward_servers: Callable[[], Sequence[ServerLine]]
+    reward_servers: Callable[[], Sequence[ServerStatus]]
     """All reward servers of the cluster."""
+    scale_rewards: Callable[[str, int, int], None]
+    """Give a running server another minimum and maximum of replicas."""
+    bench_rewards: Callable[[str, float, int, tuple[int, int, int]], BenchResult]
+    """Ask a running server for so many seconds, with so many requests at a time, for videos of this size."""

@@ -20,7 +20,7 @@ PIXELS_PER_LATENT = 8
 FRAMES_PER_LATENT_FRAME = 4
 SPARE_EVAL_PROMPTS = 2
 """Held-out prompts that wait for an actor, or for their scores, while the others are being sampled."""
-OF_THE_RUN = {"key", "weight", "request_timeout_s", "max_attempts"}
+OF_THE_RUN = {"key", "weight", "request_timeout_s", "max_attempts", "max_in_flight"}
 """Options of a reward that its server does not know."""
 
 

@@ -104,14 +104,27 @@ class RewardConfig(Section):
     """Options of the scorer, `NAME=VALUE,NAME=VALUE`; which ones it has says docs/rewards.md."""
     min_replicas: int = Field(default=1, gt=0)
     max_replicas: int = Field(default=1, gt=0)
+    target_ongoing_requests: float = Field(default=4, gt=0)
+    """Requests per replica, waiting or being scored, that the number of replicas follows."""
+    upscale_delay_s: float = Field(default=5, ge=0)
+    """The load must be high for so long before a replica is added."""
+    downscale_delay_s: float = Field(default=120, ge=0)
+    """The load must be low for so long before a replica goes."""
     num_cpus: float = Field(default=0.25, ge=0)
     num_gpus: float = Field(default=0, ge=0)
+    """Of each replica; a part of one (0.5) shares the GPU with others."""
+    python: str = ""
+    """Interpreter of the replicas, for a scorer whose packages do not go with ours; empty: ours."""
+    packages: str = ""
+    """Packages that pip installs for the replicas only, separated by blanks, for example `a==1.0 b>=2`."""
     max_batch_size: int = Field(default=16, gt=0)
     """Videos that one forward scores together."""
     frames_per_forward: int = Field(default=32, gt=0)
     """Frames in one forward, for scorers that judge frame by frame."""
     request_timeout_s: float = Field(default=300, gt=0)
     max_attempts: int = Field(default=4, gt=0)
+    max_in_flight: int = Field(default=64, gt=0)
+    """Requests of this run that may wait at the server at once; fewer while the server refuses some."""
 
 
 class AlgorithmConfig(Section):
@@ -209,6 +222,8 @@ class ClusterConfig(Section):
     """Stop when nothing moved for so long while work remained; more than one answer may take."""
     keep_reward_servers: bool = True
     """Leave the reward servers running for the next run."""
+    reward_idle_timeout_s: float | None = Field(default=3600, gt=0)
+    """Reward servers that nobody used or held for so long go by themselves; none: they stay."""
 
 
 class RunConfig(Section):

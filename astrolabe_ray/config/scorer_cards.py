@@ -55,6 +55,7 @@ class ScorerCard:
     tflop: float | None = None  # of one view of a video with 81 frames; None: hardly any
     stand_in: str | None = None  # embedded scorer that looks at the same side of a video
     stand_ins: Mapping[str, str] = field(default_factory=dict)  # the same for single keys
+    asks_elsewhere: bool = False  # its model is behind an endpoint: a server does not test it by itself
 
     def reading(self, key: str) -> Reading:
         """Of a reward key as a config writes it, with the number's name filled in."""
@@ -183,6 +184,7 @@ CARDS = (
         packages=("openai",),
         options={"endpoint": "http://127.0.0.1:17140/v1", "model": "UnifiedReward-7b-v1.5"},
         stand_in="tiny_clip",
+        asks_elsewhere=True,
     ),
 )
 BY_NAME = {card.name: card for card in CARDS}

@@ -12,8 +12,13 @@ from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.published_texts import read_texts
 
 
-def file_problems(card: ScorerCard, folder: Path, options: Mapping[str, str]) -> list[str]:
-    """A line for the absent files of a scorer, one for each wrong one, one for absent packages."""
+def file_problems(
+    card: ScorerCard, folder: Path, options: Mapping[str, str], *, runs_here: bool = True
+) -> list[str]:
+    """A line for the absent files of a scorer, one for each wrong one, one for absent packages.
+
+    Packages are not looked for if the scorer does not run in this environment.
+    """
     lines = []
     named = [options[name] for name in card.file_options if options[name]]
     absent = [path for path in [*(need.path for need in card.files), *named] if not _found(folder, path)]
@@ -26,7 +31,7 @@ def file_problems(card: ScorerCard, folder: Path, options: Mapping[str, str]) ->
                 read_texts(folder / need.path, need.texts)
             except ConfigError as error:
                 lines.append(str(error))
-    missing = [name for name in card.packages if find_spec(name) is None]
+    missing = [name for name in card.packages if runs_here and find_spec(name) is None]
     if missing:
         lines.append(
             f"scorer {card.name} needs the package {', '.join(missing)}: pip install {' '.join(missing)}"

@@ -26,7 +26,8 @@ from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure, Payload
 from astrolabe_ray.types import FrameSpec, PolicyVersion, Rollout
 from reward_servers import identity
 from reward_servers import pool as pool_module
-from reward_servers.app import ScoreRequest, ServerSpec, check_videos, score_together
+from reward_servers.app import ServerSpec
+from reward_servers.batch_scoring import ScoreRequest, check_videos, score_together
 from reward_servers.deploy_lock import DeployLock
 from reward_servers.local_pool import LocalRewardPool
 from reward_servers.pool import ServeRewardPool
@@ -58,6 +59,8 @@ class Handle:
         self.answer = answer
         self.score = self
         self.closed = 0
+        self.broadcasts: list[tuple[object, ...]] = []
+        self.refuses_to_stay = 0  # so often
 
     def remote(self, request: ScoreRequest) -> asyncio.Future[Any]:
         self.requests.append(request)
@@ -68,6 +71,13 @@ class Handle:
         elif result is not None:
             future.set_result(result)
         return future  # None: never answers
+
+    def broadcast(self, method: str, *arguments: object) -> Handle:
+        self.broadcasts.append((method, *arguments))
+        return self
+
+    async def results_async(self, **options: object) -> list[bool]:
+        return [self.broadcasts.count(self.broadcasts[-1]) > self.refuses_to_stay]
 
     async def shutdown_async(self) -> None:
         self.closed += 1
@@ -295,10 +305,13 @@ def test_servers_are_the_same_only_if_all_that_defines_them_is() -> None:
     names = {
         spec.app_name,
         ServerSpec.of(RewardConfig(key="tiny_clip", num_cpus=2)).app_name,
-        ServerSpec.of(RewardConfig(key="tiny_clip", max_replicas=2)).app_name,
+        ServerSpec.of(RewardConfig(key="tiny_clip", python="/opt/clip/bin/python")).app_name,
+        ServerSpec.of(RewardConfig(key="tiny_clip", packages="a==1")).app_name,
         ServerSpec.of(RewardConfig(key="image_quality")).app_name,
     }
-    assert len(names) == 4
+    assert len(names) == 5
+    more = ServerSpec.of(RewardConfig(key="tiny_clip", max_replicas=2), idle_timeout_s=60)
+    assert more.app_name == spec.app_name, "how many replicas there are may change while it runs"
 
 
 def test_servers_of_other_code_or_weights_are_other_servers(

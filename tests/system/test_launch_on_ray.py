@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,7 +72,8 @@ def test_reward_servers_are_started_once_listed_and_stopped_by_hand(one_cpu_clus
     def rewards(command: str) -> list[str]:
         done = launch("rewards", command, "--config", TINY, f"--config.cluster.address={one_cpu_cluster}")
         assert (done.returncode, done.stderr) == (0, "")
-        return [" ".join(line.split()[:2]) for line in done.stdout.splitlines()]
+        lines = [line for line in done.stdout.splitlines() if not line.startswith("  ")]
+        return [" ".join(line.split()[:2]) for line in lines]
 
     assert rewards("status") == ["no reward"]
     started = rewards("up")
@@ -79,6 +81,19 @@ def test_reward_servers_are_started_once_listed_and_stopped_by_hand(one_cpu_clus
     assert all(line.endswith(" RUNNING") for line in started)
     before = replica_pids()
     assert rewards("up") == rewards("status") == started
+    assert replica_pids() == before
+    at = f"--address={one_cpu_cluster}"
+    done = launch("rewards", "scale", "motion_quality", "--min", "1", "--max", "2", at)
+    assert "  replicas 1/1 (1 to 2) " in done.stdout, done.stdout + done.stderr
+    done = launch("rewards", "bench", "reward-tiny_clip", "--seconds=1", "--in-flight=8", at)
+    assert re.search(r"^\d+\.\d+ videos/s by 1 replicas$", done.stdout, re.MULTILINE), (
+        done.stdout + done.stderr
+    )
+    done = launch("rewards", "scale", "reward", "--min=1", "--max=1", at)
+    assert (done.returncode, done.stderr.split(";")[0]) == (
+        2,
+        "error: 'reward' means 3 of the reward servers that run",
+    )
     assert replica_pids() == before
     assert rewards("down") == ["no reward"]
 

@@ -26,7 +26,7 @@ from astrolabe_ray.types import (
     StepResult,
     TrainBatch,
 )
-from reward_servers.app import ScoreRequest, fetch
+from reward_servers.batch_scoring import ScoreRequest, fetch
 from tests.contract.test_controller import FakeGallery, FakeLearner, Notebook
 from tests.tiny_model import write_tiny_model
 from tests.tiny_policy import published, tiny_run

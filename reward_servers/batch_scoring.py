@@ -1,0 +1,93 @@
+"""From the requests that met in a batch to the numbers of each: fetched, checked, scored together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ray import ObjectRef
+from ray.exceptions import RayError
+
+from astrolabe_ray.errors import DataFailure, PayloadsLost
+from reward_servers.scorers import Scorer
+from reward_servers.scoring import Numbers, check_prompts, finite_numbers
+
+FETCH_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Some videos of one view with their prompts. The references are nested, so Serve passes them on
+    unread, and a request that is turned away has moved no pixels."""
+
+    request_id: str
+    videos: tuple[ObjectRef, ...]  # uint8 [F, 3, H, W] each, of one shape
+    prompts: tuple[str, ...]
+    client: str = ""  # who asks; a server is fair between clients
+
+
+async def fetch(request: ScoreRequest) -> np.ndarray:
+    """The request's videos as uint8 [B, F, 3, H, W]. Raises PayloadsLost when they can't be read."""
+    waiting = [asyncio.wrap_future(ref.future()) for ref in request.videos]
+    try:
+        videos = await asyncio.wait_for(asyncio.gather(*waiting), FETCH_TIMEOUT_S)
+    except (RayError, asyncio.TimeoutError) as error:
+        raise PayloadsLost(f"the videos of request {request.request_id} are lost: {error!r}") from error
+    check_videos(videos, request)
+    return np.stack(videos)
+
+
+def check_videos(videos: Sequence[np.ndarray], request: ScoreRequest) -> None:
+    """Raises DataFailure for anything but uint8 [F, 3, H, W] videos of one shape, one per prompt."""
+    shapes = {(video.dtype.name, *video.shape) for video in videos}
+    if len(shapes) != 1 or len(videos) != len(request.prompts) or not _is_video(next(iter(shapes))):
+        raise DataFailure(
+            f"request {request.request_id} brings {len(videos)} arrays {sorted(shapes)} for "
+            f"{len(request.prompts)} prompts; needed is one uint8 [F, 3, H, W] video per prompt."
+        )
+    check_prompts(request.prompts)
+
+
+def _is_video(shape: tuple[object, ...]) -> bool:
+    return len(shape) == 5 and shape[0] == "uint8" and shape[2] == 3 and 0 not in shape[1:]
+
+
+def score_together(
+    scorer: Scorer, fetched: Sequence[np.ndarray | BaseException], requests: Sequence[ScoreRequest]
+) -> list[Numbers | BaseException]:
+    """Scores of each request, or what went wrong with it alone.
+
+    Requests of one shape go through the scorer as one batch. When the scorer refuses the batch, each
+    request is scored by itself, so that only the guilty one fails.
+    """
+    results: list[Numbers | BaseException] = [DataFailure("not scored")] * len(requests)
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for i, videos in enumerate(fetched):
+        if isinstance(videos, BaseException):
+            results[i] = videos
+        else:
+            by_shape.setdefault(videos.shape[1:], []).append(i)
+    for members in by_shape.values():
+        scores: Sequence[Numbers | BaseException]
+        try:
+            scores = scored(scorer, [fetched[i] for i in members], [requests[i] for i in members])
+        except DataFailure as failure:
+            if len(members) > 1:
+                scores = [score_together(scorer, [fetched[i]], [requests[i]])[0] for i in members]
+            else:
+                scores = [failure]
+        for i, result in zip(members, scores, strict=True):
+            results[i] = result
+    return results
+
+
+def scored(scorer: Scorer, videos: Sequence[Any], requests: Sequence[ScoreRequest]) -> list[Numbers]:
+    """Numbers of each request from one forward. Raises DataFailure for one that is not finite."""
+    prompts = [prompt for request in requests for prompt in request.prompts]
+    numbers = finite_numbers(scorer, np.concatenate(videos), prompts)
+    ends = np.cumsum([len(request.prompts) for request in requests])[:-1]
+    parts = {name: np.split(column, ends) for name, column in numbers.items()}
+    return [{name: part[i].tolist() for name, part in parts.items()} for i in range(len(requests))]

@@ -1,0 +1,123 @@
+"""Who is served next: requests wait in a line for each client, and batches take from all lines in turn.
+
+Produces: batches. Waits for: requests. Bounded by: `capacity`, in equal parts, one for each client and one
+for whoever comes next. What is beyond its client's part is refused before it has moved pixels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from contextlib import suppress
+from dataclasses import dataclass
+
+from astrolabe_ray.errors import ServerBusy
+from reward_servers.batch_scoring import ScoreRequest
+from reward_servers.scoring import Numbers
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A request, and where its answer goes. Whoever asked may have given up: then `answer` is done."""
+
+    request: ScoreRequest
+    answer: asyncio.Future[Numbers]
+
+    def tell(self, result: Numbers | BaseException) -> None:
+        if self.answer.done():
+            return
+        if isinstance(result, BaseException):
+            self.answer.set_exception(result)
+        else:
+            self.answer.set_result(result)
+
+
+class FairQueue:
+    """Requests of one replica that have no answer yet. Used from one event loop."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity  # requests without an answer, of all clients
+        self._lines: dict[str, deque[Waiting]] = {}  # by client; the first in the dict has the next turn
+        self._unanswered: Counter[str] = Counter()
+        self._arrived = asyncio.Event()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that no batch has taken."""
+        return sum(map(len, self._lines.values()))
+
+    def limit(self, client: str) -> int:
+        """Requests without an answer that `client` may have, as long as no other client comes or goes."""
+        num_clients = len(self._unanswered.keys() | {client})
+        return max(1, self._capacity // (num_clients + 1))
+
+    def put(self, request: ScoreRequest) -> asyncio.Future[Numbers]:
+        """Its answer, later. Raises ServerBusy beyond the client's part."""
+        client, limit = request.client, self.limit(request.client)
+        if self._unanswered[client] >= limit:
+            raise ServerBusy(
+                f"{self._unanswered[client]} requests of '{client}' wait at this replica already, its part "
+                f"of {self._capacity} is {limit}; ask again later"
+            )
+        waiting = Waiting(request, asyncio.get_running_loop().create_future())
+        self._unanswered[client] += 1
+        waiting.answer.add_done_callback(lambda _: self._answered(client))
+        self._lines.setdefault(client, deque()).append(waiting)
+        self._arrived.set()
+        return waiting.answer
+
+    async def batch(self, max_videos: int, wait_s: float) -> list[Waiting]:
+        """The next requests: at least one, and no more videos than `max_videos` unless the first has more.
+
+        Waits up to `wait_s` for the batch to fill.
+        """
+        while True:
+            await self._until(1, None)
+            await self._until(max_videos, wait_s)
+            if taken := self._take(max_videos):
+                return taken
+
+    async def _until(self, num_videos: int, wait_s: float | None) -> None:
+        """Until so many videos wait, or `wait_s` is over."""
+        loop = asyncio.get_running_loop()
+        deadline = None if wait_s is None else loop.time() + wait_s
+        while self._num_videos() < num_videos:
+            left = None if deadline is None else deadline - loop.time()
+            if left is not None and left <= 0:
+                return
+            self._arrived.clear()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), left)
+
+    def _num_videos(self) -> int:
+        return sum(len(each.request.videos) for line in self._lines.values() for each in line)
+
+    def _take(self, max_videos: int) -> list[Waiting]:
+        """One request of each client in turn, those that fit, until nothing more fits."""
+        taken: list[Waiting] = []
+        num_videos, is_full = 0, False
+        while self._lines and not is_full:
+            is_full = True
+            for client in list(self._lines):
+                size = len(self._lines[client][0].request.videos)
+                if taken and num_videos + size > max_videos:
+                    continue
+                is_full = False
+                waiting = self._next_of(client)
+                if not waiting.answer.done():
+                    taken.append(waiting)
+                    num_videos += size
+        return taken
+
+    def _next_of(self, client: str) -> Waiting:
+        """The first of a client's line, which goes to the end of the turns."""
+        line = self._lines.pop(client)
+        waiting = line.popleft()
+        if line:
+            self._lines[client] = line
+        return waiting
+
+    def _answered(self, client: str) -> None:
+        self._unanswered[client] -= 1
+        if not self._unanswered[client]:
+            del self._unanswered[client]
