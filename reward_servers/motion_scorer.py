@@ -8,6 +8,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
+from astrolabe_ray.errors import DataFailure
 from reward_servers.scorers import ScorerSetup
 
 STRIDE = 2
@@ -39,7 +40,9 @@ class MotionScorer:
         self._columns, self._rows = columns, rows
 
     def score(self, videos: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Scores float32 [B]; prompts are not looked at."""
+        """Scores float32 [B]; prompts are not looked at. Raises DataFailure for videos without a pair."""
+        if videos.shape[1] <= STRIDE:
+            raise DataFailure(f"motion needs {STRIDE + 1} frames, the videos have {videos.shape[1]}")
         return {"motion_quality": np.array([self._video(video) for video in videos], dtype=np.float32)}
 
     def _video(self, video: np.ndarray) -> float:

@@ -24,6 +24,7 @@ from astrolabe_ray.config.reward_files import (
 from astrolabe_ray.errors import ConfigError, DataFailure
 from astrolabe_ray.models.published_texts import filled, read_texts
 from astrolabe_ray.models.weight_files import read_pickled
+from reward_servers.forwards import Forwards
 from reward_servers.frame_pictures import PAIR, fit_pixels, grid_of, normalised, num_tokens, patches, resized
 from reward_servers.qwen_reward import RewardTokenizer, load_network, merged_lora, read_config, width_of
 from reward_servers.scorers import ScorerSetup
@@ -52,6 +53,7 @@ class VideoRewardScorer:
         """Raises ConfigError for files that are absent, damaged or of another model."""
         folder = setup.folder
         self._device, self._num_pixels = setup.device, num_pixels
+        self._forwards = Forwards()
         (self._text,) = read_texts(folder / VIDEOREWARD_TEXT, (text,))
         released = read_released(folder / VIDEOREWARD / "model_config.json")
         self._tokenizer = RewardTokenizer(folder / VIDEOREWARD_BASE, READ_TOKENS)
@@ -72,7 +74,9 @@ class VideoRewardScorer:
             self._tokenizer.refuse_special(prompt)
         if videos.shape[1] % PAIR:
             raise DataFailure(f"videoreward judges frames in pairs, the videos have {videos.shape[1]}")
-        raw_BKO = self._read(torch.from_numpy(videos), prompts).cpu()
+        frames = torch.from_numpy(videos)
+        read = self._forwards.over(len(videos), lambda part: self._read(frames[part], prompts[part]))
+        raw_BKO = read.cpu()
         is_shared = raw_BKO.shape[-1] == 1
         raw = raw_BKO[..., 0] if is_shared else raw_BKO.diagonal(dim1=1, dim2=2)
         scores = (raw - self._mean) / self._std
@@ -89,13 +93,7 @@ class VideoRewardScorer:
         texts = [filled(self._text, prompt) for prompt in prompts]
         ids = self._tokenizer.batch(texts, num_tokens(grid), "video")
         grids = torch.tensor([grid] * batch, device=self._device)
-        return self._network(
-            ids.to(self._device),
-            patches(pairs),
-            grids,
-            self._tokenizer.read,
-            "video",
-        )
+        return self._network(ids.to(self._device), patches(pairs), grids, self._tokenizer.read, "video")
 
 
 def read_released(path: Path) -> Released:

@@ -57,7 +57,7 @@ def test_the_load_is_as_many_videos_at_once_as_it_says() -> None:
 
 
 def test_speed_is_counted_in_videos() -> None:
-    """By hand: 10 requests of 4 videos in 2 s are 20 videos/s; 5 batches of 4 and 1 of 16 have 6 on average."""
+    """By hand: 10 requests of 4 videos in 2 s are 20 a second; 5 batches of 4 and 1 of 16: 6 on average."""
     found = benchmark.speed([0.1] * 9 + [0.5], 4, 2.0, Counter({4: 5, 16: 1}))
     assert (found.videos_per_s, found.mean_batch, found.largest_batch) == (20.0, 6.0, 16)
     assert found.p50_ms == pytest.approx(100)
