@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Protocol
 
 import numpy as np
+import psutil
 import ray
 import torch
 import typer
@@ -72,13 +73,14 @@ class Way:
 
 @dataclass(frozen=True)
 class Speed:
-    """One way of scoring; seconds are from request to answer."""
+    """One way of scoring; latencies are from request to answer."""
 
     videos_per_s: float
     p50_ms: float
     p99_ms: float
     mean_batch: float
     largest_batch: int
+    cpu_ms: float  # of this process and the replicas per video; hardly changed by what else runs here
 
 
 def main(
@@ -157,12 +159,13 @@ def plainly(
     videos = [torch.from_numpy(view).float() / 255 for view in views]
     scores = [scorer.score(video, prompt) for video, prompt in zip(videos, prompts, strict=True)]
     waits: list[float] = []
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), cpu_seconds([os.getpid()])
     while (asked := time.perf_counter()) < began + seconds:
         number = len(waits) % len(videos)
         scorer.score(videos[number], prompts[number])
         waits.append(time.perf_counter() - asked)
-    return speed(waits, 1, time.perf_counter() - began, Counter({1: len(waits)})), scores
+    took_s, cpu_s = time.perf_counter() - began, cpu_seconds([os.getpid()]) - cpu_began
+    return speed(waits, 1, took_s, Counter({1: len(waits)}), cpu_s), scores
 
 
 async def served(
@@ -186,12 +189,14 @@ async def served(
     ]
     scores = [score.values[reward.key] for score in await pool.score(rollouts)]
     name = ServerSpec.of(changed).app_name
-    before = await asyncio.to_thread(batch_sizes, name)
+    before, pids = await asyncio.to_thread(state_of, name)
+    pids, cpu_before = [*pids, os.getpid()], cpu_seconds([*pids, os.getpid()])
     num_askers = max(1, in_flight * way.num_replicas // way.per_request)
     waits, took_s = await asked(pool, rollouts, way.per_request, num_askers, seconds)
-    sizes = await asyncio.to_thread(batch_sizes, name) - before
+    cpu_s = cpu_seconds(pids) - cpu_before
+    after, _ = await asyncio.to_thread(state_of, name)
     await pool.stop()
-    return speed(waits, way.per_request, took_s, sizes), scores
+    return speed(waits, way.per_request, took_s, after - before, cpu_s), scores
 
 
 async def asked(
@@ -211,12 +216,21 @@ async def asked(
     return waits, time.perf_counter() - began
 
 
-def batch_sizes(name: str) -> Counter[int]:
-    """Of all replicas since they started."""
-    return sum((Counter(report.batch_sizes) for report in reports_of(name)), Counter())
+def state_of(name: str) -> tuple[Counter[int], list[int]]:
+    """Sizes of the batches that all replicas have scored since they started, and their process ids."""
+    reports = reports_of(name)
+    sizes: Counter[int] = sum((Counter(report.batch_sizes) for report in reports), Counter())
+    return sizes, [report.pid for report in reports]
 
 
-def speed(waits: Sequence[float], per_request: int, seconds: float, sizes: Counter[int]) -> Speed:
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """What these processes have computed so far."""
+    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
+
+
+def speed(
+    waits: Sequence[float], per_request: int, seconds: float, sizes: Counter[int], cpu_s: float
+) -> Speed:
     """From the seconds that each request took."""
     p50, p99 = np.quantile(waits, (0.5, 0.99))
     return Speed(
@@ -225,6 +239,7 @@ def speed(waits: Sequence[float], per_request: int, seconds: float, sizes: Count
         p99_ms=1000 * float(p99),
         mean_batch=sum(size * count for size, count in sizes.items()) / max(1, sizes.total()),
         largest_batch=max(sizes, default=0),
+        cpu_ms=1000 * cpu_s / (len(waits) * per_request),
     )
 
 
@@ -245,6 +260,7 @@ def show(speeds: dict[str, Speed], title: str) -> None:
         "p99 ms": lambda each: f"{each.p99_ms:.0f}",
         "batch": lambda each: f"{each.mean_batch:.1f}",
         "largest": lambda each: str(each.largest_batch),
+        "CPU ms": lambda each: f"{each.cpu_ms:.1f}",
     }
     table = Table("", *columns, title=title)
     for way, each in speeds.items():

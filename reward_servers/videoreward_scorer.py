@@ -23,11 +23,11 @@ from astrolabe_ray.config.reward_files import (
 )
 from astrolabe_ray.errors import ConfigError, DataFailure
 from astrolabe_ray.models.published_texts import filled, read_texts
-from astrolabe_ray.models.weight_files import read_pickled
 from reward_servers.forwards import Forwards
 from reward_servers.frame_pictures import PAIR, fit_pixels, grid_of, normalised, num_tokens, patches, resized
-from reward_servers.qwen_reward import RewardTokenizer, load_network, merged_lora, read_config, width_of
+from reward_servers.qwen_reward import RewardTokenizer, load_network, read_config, width_of
 from reward_servers.scorers import ScorerSetup
+from reward_servers.videoreward_weights import newest_checkpoint, read_checkpoint
 
 NUM_PIXELS = 256 * 28 * 28
 """Of a frame as the model sees it: 256 tokens."""
@@ -58,8 +58,8 @@ class VideoRewardScorer:
         released = read_released(folder / VIDEOREWARD / "model_config.json")
         self._tokenizer = RewardTokenizer(folder / VIDEOREWARD_BASE, READ_TOKENS)
         config = read_config(folder / VIDEOREWARD_BASE, len(self._tokenizer))
-        weights = newest_checkpoint(folder / VIDEOREWARD)
-        tensors = plain_weights(weights, released.lora_alpha)
+        weights, base = newest_checkpoint(folder / VIDEOREWARD), folder / VIDEOREWARD_BASE
+        tensors = read_checkpoint(weights, released.lora_alpha, base, len(self._tokenizer))
         head = side_head(width_of(config), tensors, weights)
         self._network = load_network(config, head, tensors, weights, setup.device)
         self._mean, self._std = torch.tensor(released.mean), torch.tensor(released.std)
@@ -112,29 +112,9 @@ def read_released(path: Path) -> Released:
         ) from None
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    """`model.pth` of the checkpoint with the highest step. Raises ConfigError if there is none."""
-    found = {
-        int(path.parent.name.partition("-")[2]): path
-        for path in folder.glob("checkpoint-*/model.pth")
-        if path.parent.name.partition("-")[2].isdigit()
-    }
-    if not found:
-        raise ConfigError(f"{folder} holds no checkpoint-STEP/model.pth; fetch it again")
-    return found[max(found)]
-
-
-def plain_weights(path: Path, lora_alpha: float) -> dict[str, Tensor]:
-    """Weights with the LoRA folded in. Raises ConfigError for half an adapter."""
-    try:
-        return merged_lora(read_pickled(path), lora_alpha)
-    except KeyError as absent:
-        raise ConfigError(f"{path} holds half of a LoRA pair: {absent} is missing; fetch it again") from None
-
-
 def side_head(width: int, tensors: dict[str, Tensor], path: Path) -> nn.Module:
     """One number, read at each token, or one for each of them. Raises ConfigError for anything else."""
-    found = tensors.get("rm_head.weight")
+    found = tensors.get("head.weight")
     sides = (1, len(SIDES))
     if found is None or found.shape[0] not in sides:
         shape = None if found is None else tuple(found.shape)

@@ -58,8 +58,9 @@ def test_the_load_is_as_many_videos_at_once_as_it_says() -> None:
 
 def test_speed_is_counted_in_videos() -> None:
     """By hand: 10 requests of 4 videos in 2 s are 20 a second; 5 batches of 4 and 1 of 16: 6 on average."""
-    found = benchmark.speed([0.1] * 9 + [0.5], 4, 2.0, Counter({4: 5, 16: 1}))
+    found = benchmark.speed([0.1] * 9 + [0.5], 4, 2.0, Counter({4: 5, 16: 1}), 0.4)
     assert (found.videos_per_s, found.mean_batch, found.largest_batch) == (20.0, 6.0, 16)
+    assert found.cpu_ms == pytest.approx(10)
     assert found.p50_ms == pytest.approx(100)
     assert found.p99_ms == pytest.approx(464)  # 0.1 + 0.4 x 0.91, between the last two of ten
 
@@ -86,4 +87,6 @@ def test_batches_score_twice_as_many_videos_as_one_by_one() -> None:
         assert speeds["groups"] > 2 * speeds["one by one"], (scorer, speeds)
         assert speeds["groups"] > 2 * speeds["plain"], (scorer, speeds)
         assert found[scorer]["groups"]["largest_batch"] == 16
+    cpu_ms = {way: row["cpu_ms"] for way, row in found["tiny_clip"].items()}
+    assert cpu_ms["groups"] < cpu_ms["one by one"] / 1.5, cpu_ms
     assert speeds["4 replicas"] > 2 * speeds["groups"], speeds
