@@ -19,6 +19,7 @@ from astrolabe_ray.config.reward_files import AESTHETIC_HEAD, CLIP_L14, HPSV2_WE
 from astrolabe_ray.errors import ConfigError, DataFailure
 from astrolabe_ray.models.checkpoints import load_strict
 from astrolabe_ray.models.weight_files import read_pickled, read_safetensors
+from reward_servers.compiled import compile_if_asked
 from reward_servers.forwards import Forwards
 from reward_servers.frame_pictures import normalised, resized
 from reward_servers.scorers import ScorerSetup
@@ -43,6 +44,7 @@ class ClipFeatures:
         self._model = open_clip.CLIP(**config)
         load_strict(self._model, tensors, source)
         self._model.to(setup.device, torch.float32).eval().requires_grad_(False)
+        compile_if_asked(self._model.visual, setup)
 
     def of_videos(self, videos: np.ndarray, *, padded: bool) -> Tensor:
         """[B, F, D] of uint8 [B, F, 3, H, W]: whole pictures with black margins, or their middle squares."""

@@ -21,6 +21,7 @@ from astrolabe_ray.config.reward_files import (
 )
 from astrolabe_ray.models.published_texts import filled, read_texts
 from astrolabe_ray.models.weight_files import read_safetensors
+from reward_servers.compiled import compile_if_asked
 from reward_servers.forwards import Forwards
 from reward_servers.frame_pictures import PAIR, fit_pixels, grid_of, normalised, num_tokens, patches, resized
 from reward_servers.qwen_reward import RewardTokenizer, load_network, read_config, width_of
@@ -54,6 +55,7 @@ class HPSv3Scorer:
         weights = folder / HPSV3_WEIGHTS
         head = rank_head(width_of(config))
         self._network = load_network(config, head, read_safetensors(weights), weights, setup.device)
+        compile_if_asked(self._network.backbone.language_model, setup)
 
     @torch.inference_mode()
     def score(self, videos: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ from astrolabe_ray.config.reward_files import (
 )
 from astrolabe_ray.errors import ConfigError, DataFailure
 from astrolabe_ray.models.published_texts import filled, read_texts
+from reward_servers.compiled import compile_if_asked
 from reward_servers.forwards import Forwards
 from reward_servers.frame_pictures import PAIR, fit_pixels, grid_of, normalised, num_tokens, patches, resized
 from reward_servers.qwen_reward import RewardTokenizer, load_network, read_config, width_of
@@ -62,6 +63,7 @@ class VideoRewardScorer:
         tensors = read_checkpoint(weights, released.lora_alpha, base, len(self._tokenizer))
         head = side_head(width_of(config), tensors, weights)
         self._network = load_network(config, head, tensors, weights, setup.device)
+        compile_if_asked(self._network.backbone.language_model, setup)
         self._mean, self._std = torch.tensor(released.mean), torch.tensor(released.std)
 
     @torch.inference_mode()
