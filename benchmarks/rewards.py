@@ -34,8 +34,9 @@ import ray
 import torch
 import typer
 from ray import serve
+from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from astrolabe_ray.config.schema import RewardConfig
@@ -262,11 +263,14 @@ def show(speeds: dict[str, Speed], title: str) -> None:
         "largest": lambda each: str(each.largest_batch),
         "CPU ms": lambda each: f"{each.cpu_ms:.1f}",
     }
-    table = Table("", *columns, title=title)
+    table = Table(Column(no_wrap=True), *columns, title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for way, each in speeds.items():
         table.add_row(way, *(cell(each) for cell in columns.values()))
     Console().print(table)
 
 
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.command(help=(__doc__ or "").replace("\n\n", "\n\n\b\n"))(main)  # \b: lines as they are
+
 if __name__ == "__main__":
-    typer.run(main)
+    app()

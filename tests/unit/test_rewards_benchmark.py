@@ -71,15 +71,18 @@ def test_other_scores_end_the_benchmark() -> None:
         benchmark.require_equal({"plain": [0.5, 0.6], "batched": [0.5, 0.61]})
 
 
+def test_help_tells_what_is_compared() -> None:
+    """Numbers of ways that nobody explains."""
+    shown = CliRunner().invoke(benchmark.app, ["--help"]).output
+    ways = ["plain", *(way.name for way in benchmark.ways_of("tiny_clip", 16))]
+    assert all(f"\n      {way}  " in shown for way in ways), shown
+
+
 @pytest.mark.slow
 @pytest.mark.system
 def test_batches_score_twice_as_many_videos_as_one_by_one() -> None:
     """The point of a server that batches; measured on both scorers through Ray Serve."""
-    import typer
-
-    app = typer.Typer()
-    app.command()(benchmark.main)
-    done = CliRunner().invoke(app, ["--seconds", "4", "--json"])
+    done = CliRunner().invoke(benchmark.app, ["--seconds", "4", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.strip().splitlines()[-1])
     for scorer in ("tiny_clip", "device"):
