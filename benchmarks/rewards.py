@@ -254,7 +254,7 @@ def require_equal(scores: dict[str, list[float]]) -> None:
 def show(speeds: dict[str, Speed], title: str) -> None:
     """A row for each way, with its speed against the plain one and against one by one."""
     columns: dict[str, Callable[[Speed], str]] = {
-        "videos/s": lambda each: f"{each.videos_per_s:.1f}",
+        "videos / s": lambda each: f"{each.videos_per_s:.1f}",
         "/ plain": lambda each: f"{each.videos_per_s / speeds['plain'].videos_per_s:.2f}",
         "/ one by one": lambda each: f"{each.videos_per_s / speeds['one by one'].videos_per_s:.2f}",
         "p50 ms": lambda each: f"{each.p50_ms:.0f}",

@@ -80,16 +80,19 @@ def test_help_tells_what_is_compared() -> None:
 
 @pytest.mark.slow
 @pytest.mark.system
+@pytest.mark.timeout(900)
 def test_batches_score_twice_as_many_videos_as_one_by_one() -> None:
-    """The point of a server that batches; measured on both scorers through Ray Serve."""
+    """The point of a server that batches; measured on both scorers through Ray Serve.
+
+    What computes is counted in CPU time, which hardly depends on what else the machine does.
+    """
     done = CliRunner().invoke(benchmark.app, ["--seconds", "4", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    for scorer in ("tiny_clip", "device"):
-        speeds = {way: row["videos_per_s"] for way, row in found[scorer].items()}
-        assert speeds["groups"] > 2 * speeds["one by one"], (scorer, speeds)
-        assert speeds["groups"] > 2 * speeds["plain"], (scorer, speeds)
-        assert found[scorer]["groups"]["largest_batch"] == 16
     cpu_ms = {way: row["cpu_ms"] for way, row in found["tiny_clip"].items()}
-    assert cpu_ms["groups"] < cpu_ms["one by one"] / 1.5, cpu_ms
+    assert cpu_ms["groups"] < cpu_ms["one by one"] / 2, cpu_ms
+    assert cpu_ms["groups"] < cpu_ms["plain"] / 2, cpu_ms
+    speeds = {way: row["videos_per_s"] for way, row in found["device"].items()}
+    assert speeds["groups"] > 2 * max(speeds["one by one"], speeds["plain"]), speeds
     assert speeds["4 replicas"] > 2 * speeds["groups"], speeds
+    assert all(found[scorer]["groups"]["largest_batch"] == 16 for scorer in found if scorer != "load")
