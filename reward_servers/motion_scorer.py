@@ -40,9 +40,11 @@ class MotionScorer:
         self._columns, self._rows = columns, rows
 
     def score(self, videos: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Scores float32 [B]; prompts are not looked at. Raises DataFailure for videos without a pair."""
-        if videos.shape[1] <= STRIDE:
-            raise DataFailure(f"motion needs {STRIDE + 1} frames, the videos have {videos.shape[1]}")
+        """Scores float32 [B]; prompts are not looked at. Raises DataFailure for fewer than five frames."""
+        if videos.shape[1] <= 2 * STRIDE:  # steadiness compares two pairs
+            raise DataFailure(
+                f"motion_quality needs {2 * STRIDE + 1} frames, the videos have {videos.shape[1]}"
+            )
         return {"motion_quality": np.array([self._video(video) for video in videos], dtype=np.float32)}
 
     def _video(self, video: np.ndarray) -> float:
