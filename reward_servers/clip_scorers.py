@@ -16,9 +16,11 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from astrolabe_ray.config.reward_files import AESTHETIC_HEAD, CLIP_L14, HPSV2_WEIGHTS
-from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.errors import ConfigError, DataFailure
 from astrolabe_ray.models.checkpoints import load_strict
 from astrolabe_ray.models.weight_files import read_pickled, read_safetensors
+from reward_servers.compiled import compile_if_asked
+from reward_servers.forwards import Forwards
 from reward_servers.frame_pictures import normalised, resized
 from reward_servers.scorers import ScorerSetup
 
@@ -37,25 +39,42 @@ class ClipFeatures:
             raise ConfigError(f"open_clip has no architecture '{name}'; try options=architecture=ViT-L-14")
         self.size: int = config["vision_cfg"]["image_size"]
         self.width: int = config["embed_dim"]
-        self._device, self._batch = setup.device, setup.frames_per_forward
+        self._device, self._forwards = setup.device, Forwards(setup.frames_per_forward)
         self._tokenizer = SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
         self._model = open_clip.CLIP(**config)
         load_strict(self._model, tensors, source)
         self._model.to(setup.device, torch.float32).eval().requires_grad_(False)
+        compile_if_asked(self._model.visual, setup)
 
     def of_videos(self, videos: np.ndarray, *, padded: bool) -> Tensor:
         """[B, F, D] of uint8 [B, F, 3, H, W]: whole pictures with black margins, or their middle squares."""
         frames = torch.from_numpy(videos).flatten(0, 1)
         prepare = self._padded if padded else self._cropped
-        parts = [
-            self._model.encode_image(normalised(prepare(part.to(self._device).float())))
-            for part in frames.split(self._batch)
-        ]
-        return F.normalize(torch.cat(parts), dim=-1).unflatten(0, videos.shape[:2])
+
+        def encode(part: slice) -> Tensor:
+            return self._model.encode_image(normalised(prepare(frames[part].to(self._device).float())))
+
+        features = self._forwards.over(len(frames), encode)
+        return F.normalize(features, dim=-1).unflatten(0, videos.shape[:2])
 
     def of_texts(self, texts: Sequence[str]) -> Tensor:
-        """[B, D]; what is longer than the model's context is cut off, as CLIP does."""
+        """[B, D]; what is longer than the model's context is cut off, as CLIP does.
+
+        Raises DataFailure for a text with one of the model's own marks.
+        """
+        for text in texts:
+            self._refuse_marks(text)
         return F.normalize(self._model.encode_text(self._tokenizer(list(texts)).to(self._device)), dim=-1)
+
+    def _refuse_marks(self, text: str) -> None:
+        """One that ends a text does so wherever it stands. Upper case and `&lt;` are the mark, too."""
+        marks = set(self._tokenizer.all_special_ids) & set(self._tokenizer.encode(text))
+        if marks:
+            found = ", ".join(self._tokenizer.decoder[mark] for mark in sorted(marks))
+            raise DataFailure(
+                f"the prompt '{text}' contains {found}, which CLIP reads as a mark and not as text; remove "
+                "it from the prompt"
+            )
 
     def _padded(self, levels_NCHW: Tensor) -> Tensor:
         """The longer side fills the square, black beside the shorter one."""

@@ -21,6 +21,8 @@ from astrolabe_ray.config.reward_files import (
 )
 from astrolabe_ray.models.published_texts import filled, read_texts
 from astrolabe_ray.models.weight_files import read_safetensors
+from reward_servers.compiled import compile_if_asked
+from reward_servers.forwards import Forwards
 from reward_servers.frame_pictures import PAIR, fit_pixels, grid_of, normalised, num_tokens, patches, resized
 from reward_servers.qwen_reward import RewardTokenizer, load_network, read_config, width_of
 from reward_servers.scorers import ScorerSetup
@@ -46,13 +48,14 @@ class HPSv3Scorer:
         """Raises ConfigError for files that are absent, damaged or of another model."""
         folder = setup.folder
         self._num_pixels = num_pixels
-        self._device, self._batch = setup.device, setup.frames_per_forward
+        self._device, self._forwards = setup.device, Forwards(setup.frames_per_forward)
         self._instruction, self._closing = read_texts(folder / HPSV3_TEXT, texts)
         self._tokenizer = RewardTokenizer(folder / HPSV3_BASE, [REWARD_TOKEN])
         config = read_config(folder / HPSV3_BASE, len(self._tokenizer))
         weights = folder / HPSV3_WEIGHTS
         head = rank_head(width_of(config))
         self._network = load_network(config, head, read_safetensors(weights), weights, setup.device)
+        compile_if_asked(self._network.backbone.language_model, setup)
 
     @torch.inference_mode()
     def score(self, videos: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -62,11 +65,8 @@ class HPSv3Scorer:
         num_frames = videos.shape[1]
         frames = torch.from_numpy(videos).flatten(0, 1)
         captions = [prompt for prompt in prompts for _ in range(num_frames)]
-        parts = [
-            self._rate(frames[start : start + self._batch], captions[start : start + self._batch])
-            for start in range(0, len(frames), self._batch)
-        ]
-        ratings = torch.cat(parts).unflatten(0, videos.shape[:2]).cpu()
+        rated = self._forwards.over(len(frames), lambda part: self._rate(frames[part], captions[part]))
+        ratings = rated.unflatten(0, videos.shape[:2]).cpu()
         mu, sigma = ratings[..., 0], ratings[..., 1]
         best = mu.topk(max(1, int(BEST * num_frames)), dim=1).values
         return {

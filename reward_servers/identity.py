@@ -30,7 +30,7 @@ def made_of(scorer: str, files: tuple[Path, ...] = ()) -> str:
 def files_of(card: ScorerCard, setup: ScorerSetup) -> tuple[Path, ...]:
     """Files that a scorer loads as it is set up, those that are here."""
     named = [setup.options[name] for name in card.file_options if setup.options[name]]
-    patterns = [*(need.path for need in card.files), *named]
+    patterns = [*(path for need in card.files for path in (need.path, *need.instead)), *named]
     found = [
         sorted(setup.folder.glob(pattern)) if "*" in pattern else [setup.folder / pattern]
         for pattern in patterns

@@ -171,17 +171,31 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what PEFT put around them, but for those of the LoRA."""
+    return {
+        name.removeprefix("base_model.model.").replace(".base_layer.", "."): tensor
+        for name, tensor in tensors.items()
+    }
+
+
+_LORA = re.compile(r"(.+)\.lora_([AB])(\.\w+)?\.weight")
+
+
 def merged_lora(tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """Plain weights W + alpha / rank x B A of a file that PEFT wrapped. Raises KeyError for half a pair."""
-    plain = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
-    lora = {name: plain.pop(name) for name in list(plain) if ".lora_" in name}
-    plain = {name.replace(".base_layer.", "."): tensor for name, tensor in plain.items()}
-    for name, down in lora.items():
-        layer, is_down, _ = name.partition(".lora_A.")
-        if not is_down:
-            continue
-        up = lora[name.replace(".lora_A.", ".lora_B.")]
-        weight = plain[f"{layer}.weight"]
+    """Weights W + alpha / rank x B A, of weights beside their LoRA.
+
+    Raises KeyError for half a pair, a pair without its weight, and what else begins with `lora_`.
+    """
+    merged = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
+    pairs: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
+    for name in tensors.keys() - merged.keys():
+        found = _LORA.fullmatch(name)
+        if found is None:
+            raise KeyError(name)
+        pairs[found[2]][found[1]] = tensors[name]
+    for layer in sorted(pairs["A"].keys() | pairs["B"].keys()):
+        down, up, weight = pairs["A"][layer], pairs["B"][layer], merged[f"{layer}.weight"]
         change = alpha / down.shape[0] * (up.float() @ down.float())
-        plain[f"{layer}.weight"] = (weight.float() + change).to(weight.dtype)
-    return plain
+        merged[f"{layer}.weight"] = (weight.float() + change).to(weight.dtype)
+    return merged

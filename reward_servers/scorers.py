@@ -36,6 +36,11 @@ class ScorerSetup:
     frames_per_forward: int = 32
     options: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the scorer's network goes through torch.compile."""
+        return self.options.get("compile") == "yes"
+
 
 class Scorer(Protocol):
     """One reward model. Higher scores are better; their range is the scorer's own.
@@ -131,6 +136,8 @@ def setup_of(reward: RewardConfig) -> ScorerSetup:
         options = parse_options(reward.options, card)
     except ValueError as reason:
         raise ConfigError(str(reason)) from None
+    if options.get("compile") not in (None, "yes", "no"):
+        raise ConfigError(f"the option compile={options['compile']} of {card.name} must be yes or no")
     folder = Path(reward.folder).expanduser().resolve()
     return ScorerSetup(folder, "cuda" if reward.num_gpus else "cpu", reward.frames_per_forward, options)
 

@@ -19,6 +19,7 @@ from astrolabe_ray.data.sprites.captions import ATTRIBUTES, SpriteCaption, parse
 from astrolabe_ray.data.sprites.train_clip import STILL
 from astrolabe_ray.errors import DataFailure
 from astrolabe_ray.models.registry import BUILTIN
+from reward_servers.compiled import compile_if_asked
 from reward_servers.scorers import ScorerSetup
 
 
@@ -35,6 +36,7 @@ class TinyClipScorer:
         self._model = open_clip.CLIP(**config)
         self._model.load_state_dict(load_file(folder / "clip" / "model.safetensors"))
         self._model.eval().requires_grad_(False)
+        compile_if_asked(self._model.visual, setup)
         self._tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         self._rivals = lru_cache(maxsize=4096)(self._rival_features)
 

@@ -23,10 +23,12 @@ from astrolabe_ray.config.reward_files import (
 )
 from astrolabe_ray.errors import ConfigError, DataFailure
 from astrolabe_ray.models.published_texts import filled, read_texts
-from astrolabe_ray.models.weight_files import read_pickled
+from reward_servers.compiled import compile_if_asked
+from reward_servers.forwards import Forwards
 from reward_servers.frame_pictures import PAIR, fit_pixels, grid_of, normalised, num_tokens, patches, resized
-from reward_servers.qwen_reward import RewardTokenizer, load_network, merged_lora, read_config, width_of
+from reward_servers.qwen_reward import RewardTokenizer, load_network, read_config, width_of
 from reward_servers.scorers import ScorerSetup
+from reward_servers.videoreward_weights import newest_checkpoint, read_checkpoint
 
 NUM_PIXELS = 256 * 28 * 28
 """Of a frame as the model sees it: 256 tokens."""
@@ -52,14 +54,16 @@ class VideoRewardScorer:
         """Raises ConfigError for files that are absent, damaged or of another model."""
         folder = setup.folder
         self._device, self._num_pixels = setup.device, num_pixels
+        self._forwards = Forwards()
         (self._text,) = read_texts(folder / VIDEOREWARD_TEXT, (text,))
         released = read_released(folder / VIDEOREWARD / "model_config.json")
         self._tokenizer = RewardTokenizer(folder / VIDEOREWARD_BASE, READ_TOKENS)
         config = read_config(folder / VIDEOREWARD_BASE, len(self._tokenizer))
-        weights = newest_checkpoint(folder / VIDEOREWARD)
-        tensors = plain_weights(weights, released.lora_alpha)
+        weights, base = newest_checkpoint(folder / VIDEOREWARD), folder / VIDEOREWARD_BASE
+        tensors = read_checkpoint(weights, released.lora_alpha, base, len(self._tokenizer))
         head = side_head(width_of(config), tensors, weights)
         self._network = load_network(config, head, tensors, weights, setup.device)
+        compile_if_asked(self._network.backbone.language_model, setup)
         self._mean, self._std = torch.tensor(released.mean), torch.tensor(released.std)
 
     @torch.inference_mode()
@@ -72,7 +76,9 @@ class VideoRewardScorer:
             self._tokenizer.refuse_special(prompt)
         if videos.shape[1] % PAIR:
             raise DataFailure(f"videoreward judges frames in pairs, the videos have {videos.shape[1]}")
-        raw_BKO = self._read(torch.from_numpy(videos), prompts).cpu()
+        frames = torch.from_numpy(videos)
+        read = self._forwards.over(len(videos), lambda part: self._read(frames[part], prompts[part]))
+        raw_BKO = read.cpu()
         is_shared = raw_BKO.shape[-1] == 1
         raw = raw_BKO[..., 0] if is_shared else raw_BKO.diagonal(dim1=1, dim2=2)
         scores = (raw - self._mean) / self._std
@@ -89,13 +95,7 @@ class VideoRewardScorer:
         texts = [filled(self._text, prompt) for prompt in prompts]
         ids = self._tokenizer.batch(texts, num_tokens(grid), "video")
         grids = torch.tensor([grid] * batch, device=self._device)
-        return self._network(
-            ids.to(self._device),
-            patches(pairs),
-            grids,
-            self._tokenizer.read,
-            "video",
-        )
+        return self._network(ids.to(self._device), patches(pairs), grids, self._tokenizer.read, "video")
 
 
 def read_released(path: Path) -> Released:
@@ -114,29 +114,9 @@ def read_released(path: Path) -> Released:
         ) from None
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    """`model.pth` of the checkpoint with the highest step. Raises ConfigError if there is none."""
-    found = {
-        int(path.parent.name.partition("-")[2]): path
-        for path in folder.glob("checkpoint-*/model.pth")
-        if path.parent.name.partition("-")[2].isdigit()
-    }
-    if not found:
-        raise ConfigError(f"{folder} holds no checkpoint-STEP/model.pth; fetch it again")
-    return found[max(found)]
-
-
-def plain_weights(path: Path, lora_alpha: float) -> dict[str, Tensor]:
-    """Weights with the LoRA folded in. Raises ConfigError for half an adapter."""
-    try:
-        return merged_lora(read_pickled(path), lora_alpha)
-    except KeyError as absent:
-        raise ConfigError(f"{path} holds half of a LoRA pair: {absent} is missing; fetch it again") from None
-
-
 def side_head(width: int, tensors: dict[str, Tensor], path: Path) -> nn.Module:
     """One number, read at each token, or one for each of them. Raises ConfigError for anything else."""
-    found = tensors.get("rm_head.weight")
+    found = tensors.get("head.weight")
     sides = (1, len(SIDES))
     if found is None or found.shape[0] not in sides:
         shape = None if found is None else tuple(found.shape)

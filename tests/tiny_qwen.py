@@ -182,3 +182,34 @@ def write_videoreward(folder: Path, layout: str = "old", num_outputs: int = 1) -
     torch.save(named, newest / "model.pth")
     merged = wrapped.merge_and_unload()  # type: ignore[operator]
     return TinyVideoReward(folder, merged.eval(), head)
+
+
+def split(tiny: TinyVideoReward) -> Path:
+    """Save the newest checkpoint as LoRA and trained rest in its folder, and the base model beside its sizes.
+
+    The base has another vision tower, and more embeddings than there are tokens, in two files with an index.
+    """
+    folder, base = tiny.folder / VIDEOREWARD / "checkpoint-120", tiny.folder / VIDEOREWARD_BASE
+    whole = torch.load(folder / "model.pth", weights_only=True)
+    (folder / "model.pth").unlink()
+    lora = {name.replace(".default.", "."): x for name, x in whole.items() if ".lora_" in name}
+    rest = {name: x for name, x in whole.items() if "visual." in name or "rm_head" in name}
+    save_file(lora, folder / "adapter_model.safetensors")
+    torch.save(rest, folder / "non_lora_state_dict.pth")
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
+    plain = {
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): x
+        for name, x in whole.items()
+        if ".lora_" not in name and "_head" not in name
+    }
+    for name, x in plain.items():
+        if "visual." in name:
+            plain[name] = torch.randn_like(x)
+        if "embed_tokens" in name:
+            plain[name] = torch.cat([x, torch.randn(33, x.shape[1])])
+    halves = (sorted(plain)[::2], sorted(plain)[1::2])
+    places = {name: f"model-0000{i + 1}-of-00002.safetensors" for i in (0, 1) for name in halves[i]}
+    for i, half in enumerate(halves):
+        save_file({name: plain[name] for name in half}, base / f"model-0000{i + 1}-of-00002.safetensors")
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return folder

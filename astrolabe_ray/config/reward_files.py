@@ -25,6 +25,7 @@ class FileNeed:
 
     path: str  # below the reward's folder
     texts: tuple[PublishedText, ...] = ()  # that it must hold
+    instead: tuple[str, ...] = ()  # files that together do as well
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,14 @@ HPSV3_FILES = (
 )
 VIDEOREWARD_FILES = (
     FileNeed(f"{VIDEOREWARD}/model_config.json"),
-    FileNeed(f"{VIDEOREWARD}/checkpoint-*/model.pth"),
+    FileNeed(
+        f"{VIDEOREWARD}/checkpoint-*/model.pth",
+        instead=(
+            f"{VIDEOREWARD}/checkpoint-*/adapter_model.safetensors",
+            f"{VIDEOREWARD}/checkpoint-*/non_lora_state_dict.pth",
+            f"{VIDEOREWARD_BASE}/model*.safetensors",
+        ),
+    ),
     *_base_needs(VIDEOREWARD_BASE),
     FileNeed(VIDEOREWARD_TEXT, (DETAILED_PROMPT,)),
 )

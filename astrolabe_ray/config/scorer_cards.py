@@ -21,6 +21,8 @@ from astrolabe_ray.config.reward_files import (
 from astrolabe_ray.types import FrameSpec
 
 GB = 10**9
+COMPILE = {"compile": "no"}
+"""Option of scorers whose network can go through torch.compile; `yes` or `no`."""
 EVERY_FRAME = FrameSpec()
 
 
@@ -86,6 +88,7 @@ CARDS = (
         {"tiny_clip": Reading(TINY_FRAMES)},
         "Apache-2.0",
         "text alignment of sprite videos, by the embedded CLIP",
+        options=COMPILE,
         memory={"weights": 0.002 * GB},
         frame_by_frame=True,
     ),
@@ -109,6 +112,7 @@ CARDS = (
         "MIT (code; weights: see the publisher)",
         "HPSv3: a Qwen2-VL-7B with a rank head, on every frame",
         HPSV3_FILES,
+        options=COMPILE,
         batch_size=4,
         memory={"weights": 16.6 * GB, "activations": 2.0 * GB},
         tflop=973.3,
@@ -127,6 +131,7 @@ CARDS = (
         "see the publisher",
         "VideoReward (VideoAlign): a Qwen2-VL-2B read at three tokens, on ten frames",
         VIDEOREWARD_FILES,
+        options=COMPILE,
         batch_size=4,
         memory={"weights": 4.4 * GB, "activations": 1.5 * GB},
         tflop=13.1,
@@ -143,7 +148,7 @@ CARDS = (
         "Apache-2.0 (weights: see the publisher)",
         "HPSv2.1: a CLIP ViT-H/14, on every frame",
         HPSV2_FILES,
-        options={"architecture": "ViT-H-14"},
+        options={"architecture": "ViT-H-14", **COMPILE},
         memory={"weights": 4.0 * GB, "activations": 1.0 * GB},
         tflop=27.0,
         stand_in="image_quality",
@@ -155,7 +160,7 @@ CARDS = (
         "see the publisher",
         "the LAION aesthetic predictor on a CLIP ViT-L/14, on eight frames",
         AESTHETIC_FILES,
-        options={"architecture": "ViT-L-14-quickgelu"},
+        options={"architecture": "ViT-L-14-quickgelu", **COMPILE},
         memory={"weights": 1.8 * GB, "activations": 0.5 * GB},
         tflop=1.3,
         stand_in="image_quality",
@@ -167,7 +172,7 @@ CARDS = (
         "MIT",
         "cosine of CLIP ViT-L/14's image and text features, on eight frames",
         CLIP_FILES,
-        options={"architecture": "ViT-L-14-quickgelu"},
+        options={"architecture": "ViT-L-14-quickgelu", **COMPILE},
         memory={"weights": 1.8 * GB, "activations": 0.5 * GB},
         tflop=1.3,
         stand_in="tiny_clip",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from astrolabe_ray.config.reward_files import REWARD_DIR, REWARD_MODELS
+from astrolabe_ray.config.reward_files import REWARD_DIR, REWARD_MODELS, FileNeed
 from astrolabe_ray.config.scorer_cards import ScorerCard
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.published_texts import read_texts
@@ -21,7 +21,8 @@ def file_problems(
     """
     lines = []
     named = [options[name] for name in card.file_options if options[name]]
-    absent = [path for path in [*(need.path for need in card.files), *named] if not _found(folder, path)]
+    absent = [need.path for need in card.files if not _fulfilled(folder, need)]
+    absent += [path for path in named if not _found(folder, path)]
     if absent:
         listed = ", ".join(str(folder / path) for path in absent)
         lines.append(f"scorer {card.name} lacks {listed}; {_way_out(card, folder)}")
@@ -37,6 +38,11 @@ def file_problems(
             f"scorer {card.name} needs the package {', '.join(missing)}: pip install {' '.join(missing)}"
         )
     return lines
+
+
+def _fulfilled(folder: Path, need: FileNeed) -> bool:
+    instead = bool(need.instead) and all(_found(folder, path) for path in need.instead)
+    return instead or _found(folder, need.path)
 
 
 def _found(folder: Path, path: str) -> bool:

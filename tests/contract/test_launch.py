@@ -269,7 +269,8 @@ def test_rewards_up_looks_for_its_files_before_it_looks_for_a_gpu(tmp_path: Path
     assert "checkpoint-*/model.pth" in line and "models download videoreward" in line
     options = "--config.rewards.0.options=tempo=3"
     (line,) = errors_of(run("rewards", "up", "--config", str(ROOT / TINY), options, cwd=tmp_path))
-    assert line == "error: rewards.0.options: 'tempo=3' is no option of the scorer tiny_clip; it has: none"
+    assert line.endswith("'tempo=3' is no option of the scorer tiny_clip; it has: compile=no")
+    assert line.startswith("error: rewards.0.options: ")
 
 
 def test_keys_of_the_first_release_are_translated_aloud() -> None:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 from transformers import AutoTokenizer, Qwen2VLVideoProcessor
 
 from astrolabe_ray.config.reward_files import VIDEOREWARD, VIDEOREWARD_BASE
-from astrolabe_ray.config.scorer_cards import BY_KEY, TEN_FRAMES, TEN_GRAY_FRAMES, Reading
+from astrolabe_ray.config.scorer_cards import BY_KEY, BY_NAME, TEN_FRAMES, TEN_GRAY_FRAMES, Reading
 from astrolabe_ray.errors import ConfigError, DataFailure
+from astrolabe_ray.models.reward_files import file_problems
 from reward_servers.frame_pictures import fit_pixels
 from reward_servers.scorers import ScorerSetup
 from reward_servers.videoreward_scorer import VideoRewardScorer
-from tests.tiny_qwen import DETAILED, RELEASED, TEXT, TinyVideoReward, write_videoreward
+from tests.tiny_qwen import DETAILED, RELEASED, TEXT, TinyVideoReward, split, write_videoreward
 
 BUDGET = 16 * 28 * 28
 PROMPTS = ("a red kite", "two dogs that run along a long, long beach")
@@ -69,15 +73,18 @@ def normed(raw: np.ndarray) -> np.ndarray:
     return (raw - np.array([3.6757, 1.1646, 2.8105])) / np.array([2.2476, 1.3811, 2.5121])
 
 
+@pytest.mark.parametrize("is_split", [False, True])
 @pytest.mark.parametrize(("layout", "num_outputs"), [("old", 1), ("new", 1), ("old", 3)])
 def test_scores_are_those_of_transformers_with_pefts_merged_lora(
-    tmp_path: Path, videos: np.ndarray, layout: str, num_outputs: int
+    tmp_path: Path, videos: np.ndarray, layout: str, num_outputs: int, is_split: bool
 ) -> None:
     """Swapped tokens, a lost LoRA or another frame order give plausible scores of something else.
 
     A head with one output is read at each token, one with three gives each token its own.
     """
     tiny = write_videoreward(tmp_path, layout, num_outputs)
+    if is_split:
+        split(tiny)
     scores = scorer(tiny.folder).score(videos, PROMPTS)
     assert list(scores) == ["vq", "mq", "ta", "overall"]
     head = tiny.head.numpy()
@@ -149,3 +156,84 @@ def test_constants_that_the_released_file_does_not_name_are_not_made_up(tmp_path
     path.write_text(json.dumps({"peft_lora_config": {"lora_alpha": 8}, "inference_config": constants}))
     with pytest.raises(ConfigError, match="TA_std"):
         scorer(tiny.folder)
+
+
+Change = Callable[[dict[str, Tensor]], object]
+Q_PROJ = "base_model.model.model.layers.1.self_attn.q_proj"
+
+
+def rewritten(path: Path, change: Change) -> None:
+    """A file of tensors, changed in place."""
+    is_safe = path.suffix == ".safetensors"
+    tensors = load_file(path) if is_safe else torch.load(path, weights_only=True)
+    change(tensors)
+    save_file(tensors, path) if is_safe else torch.save(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("adapter_model", lambda t: t.pop(f"{Q_PROJ}.lora_A.weight"), "half of a LoRA pair: .*q_proj"),
+        ("adapter_model", lambda t: t.pop(f"{Q_PROJ}.lora_B.weight"), "half of a LoRA pair: .*q_proj"),
+        (
+            "adapter_model",
+            lambda t: [t.pop(f"{Q_PROJ}.lora_{side}.weight") for side in "AB"],
+            r"has no LoRA for backbone.language_model.layers.1.self_attn.q_proj; fetch",
+        ),
+        (
+            "adapter_model",
+            lambda t: t.update({f"{Q_PROJ}.lora_magnitude_vector.weight": torch.ones(3)}),
+            "lora_magnitude_vector",
+        ),
+        ("adapter_model", lambda t: t.update({"a.weight": torch.ones(3)}), "a.weight is in the file of the"),
+        (
+            "non_lora_state_dict",
+            lambda t: t.pop("base_model.model.visual.blocks.1.attn.qkv.weight"),
+            "non_lora_state_dict.pth lacks backbone.visual.blocks.1.attn.qkv.weight; fetch",
+        ),
+        ("non_lora_state_dict", lambda t: t.pop("base_model.model.rm_head.weight"), "lacks head.weight"),
+        (
+            "non_lora_state_dict",
+            lambda t: t.update({"base_model.model.extra": torch.ones(3)}),
+            "unexpected: extra",
+        ),
+    ],
+)
+def test_a_split_checkpoint_with_a_hole_is_refused(
+    tmp_path: Path, file: str, change: Change, words: str
+) -> None:
+    """What is not there would be taken from the base model, which was not trained to rate."""
+    folder = split(write_videoreward(tmp_path))
+    (path,) = folder.glob(f"{file}.*")
+    rewritten(path, change)
+    with pytest.raises(ConfigError, match=words):
+        scorer(tmp_path)
+
+
+def test_a_layer_whose_whole_lora_is_lost_is_missed(tmp_path: Path) -> None:
+    """Its weights alone are those of the base model, and fit."""
+    tiny = write_videoreward(tmp_path)
+    drop = [f"{Q_PROJ}.lora_{side}.default.weight" for side in "AB"]
+    path = tiny.folder / VIDEOREWARD / "checkpoint-120" / "model.pth"
+    rewritten(path, lambda tensors: [tensors.pop(name) for name in drop])
+    with pytest.raises(ConfigError, match=r"has no LoRA for .*layers.1.self_attn.q_proj; fetch"):
+        scorer(tmp_path)
+
+
+def test_a_split_checkpoint_needs_its_base_and_its_alpha(tmp_path: Path) -> None:
+    """Another alpha, or random weights below a LoRA, are another model."""
+    folder = split(write_videoreward(tmp_path))
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps({"r": 4, "lora_alpha": 16}))
+    with pytest.raises(ConfigError, match=r"says lora_alpha 16, model_config\.json says 8"):
+        scorer(tmp_path)
+    config.unlink()
+    scorer(tmp_path)
+    (line,) = file_problems(BY_NAME["videoreward"], tmp_path, {})
+    assert "prompt_template.py" in line and "lacks" not in line, "only the tiny text is another"
+    for path in (tmp_path / VIDEOREWARD_BASE).glob("model-*.safetensors"):
+        path.unlink()
+    with pytest.raises(ConfigError, match=r"only what was trained, .*model-00001-of-00002.safetensors"):
+        scorer(tmp_path)
+    (folder.parent / "checkpoint-9" / "model.pth").unlink()
+    assert "checkpoint-*/model.pth" in file_problems(BY_NAME["videoreward"], tmp_path, {})[0]
