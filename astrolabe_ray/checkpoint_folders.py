@@ -40,6 +40,7 @@ def written_atomically(directory: Path) -> Iterator[Path]:
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     draft = directory.parent / f"tmp-{directory.name}.{uuid.uuid4().hex[:8]}"
+    earlier = draft.with_name(f"{draft.name}.replaced")
     draft.mkdir()
     try:
         yield draft
@@ -49,12 +50,18 @@ def written_atomically(directory: Path) -> Iterator[Path]:
         for path in (*files, draft / MANIFEST, *(p for p in draft.rglob("*") if p.is_dir()), draft):
             _sync(path)
         if directory.exists():
-            os.replace(directory, draft.with_suffix(".replaced"))
-        os.replace(draft, directory)
+            os.replace(directory, earlier)
+        try:
+            os.replace(draft, directory)
+        except OSError:
+            if earlier.exists():
+                os.replace(earlier, directory)
+            raise
         _sync(directory.parent)
     finally:
-        for leftover in (draft, draft.with_suffix(".replaced")):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
+        if directory.exists():  # or the earlier one is all there is
+            shutil.rmtree(earlier, ignore_errors=True)
 
 
 def problems(directory: Path) -> Iterator[str]:

@@ -12,12 +12,12 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from astrolabe_ray.checkpoint_folders import MANIFEST
 from astrolabe_ray.errors import AstrolabeError, InfraFailure, LearnerLost, PayloadsLost
 from astrolabe_ray.roles import BlobStore
 from astrolabe_ray.runtime.failures import as_failure
 from astrolabe_ray.runtime.placement import bundle, release, reserve
 from astrolabe_ray.types import ControllerState, PublishedPolicy, StepResult, TrainBatch
-from learner.checkpoint import MANIFEST
 from learner.learner_worker import LearnerSpec, LearnerWorker
 from learner.shared_folder import require_seen
 

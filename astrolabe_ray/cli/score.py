@@ -115,7 +115,7 @@ def _joined(what: What, config: RunConfig, wiring: Wiring) -> Iterator[VideoScor
     rewards = _chosen(what, config)
     connect(config.cluster, may_start=False)
     try:
-        running = wiring.running_rewards(config)
+        running = wiring.running_rewards(rewards)
         missing = [name for name in servers(rewards) if name not in running]
         if missing:
             raise ConfigError(

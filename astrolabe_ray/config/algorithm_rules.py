@@ -31,6 +31,14 @@ def algorithm_rules(config: RunConfig) -> Iterator[str]:
             "algorithm.reward_scale=group leaves only zeros of rollout.group_size 1. "
             "Try --config.algorithm.reward_scale=raw."
         )
+    if algorithm.reward_scale == "group" and (
+        algorithm.advantage_peers == "prompt" or algorithm.prompt_history > 0
+    ):
+        yield (
+            "algorithm.reward_scale=group centres each group by itself, so nothing is left to compare it "
+            "with: algorithm.advantage_peers=prompt and algorithm.prompt_history would do nothing. "
+            "Try --config.algorithm.reward_scale=raw."
+        )
     if learner.offload_optimizer and learner.zero_stage == 0:
         yield (
             "learner.offload_optimizer needs ZeRO's own optimizer. Try --config.learner.zero_stage=2 or "

@@ -64,6 +64,8 @@ def test_the_guide_names_every_option_of_the_table_with_both_values() -> None:
         (["algorithm.context_mask=frame"], "clean_context=false"),
         (["data.prompts_per_step=3"], "rollout.num_groups=9"),
         (["rollout.group_size=1", "algorithm.reward_scale=group"], "reward_scale=raw"),
+        (["algorithm.advantage_peers=prompt", "algorithm.reward_scale=group"], "would do nothing"),
+        (["algorithm.prompt_history=8", "algorithm.reward_scale=group"], "would do nothing"),
         (["learner.offload_optimizer=true", "learner.zero_stage=0"], "zero_stage=2"),
     ],
 )

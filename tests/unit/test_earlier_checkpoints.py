@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from astrolabe_ray.checkpoint_folders import written_atomically
+from astrolabe_ray.checkpoint_folders import what_is_wrong, written_atomically
 from astrolabe_ray.cli.inputs import find_checkpoint
 from astrolabe_ray.cli.train import earlier_checkpoints
 from astrolabe_ray.config.schema import CheckpointConfig, LoggingConfig, RewardConfig, RunConfig
@@ -39,3 +40,31 @@ def test_a_run_with_only_damaged_checkpoints_is_passed_over(
     assert find_checkpoint(auto, [empty]) is None
     with pytest.raises(ConfigError, match="torn"):
         find_checkpoint(auto, [torn, empty])
+
+
+def test_a_rename_that_fails_leaves_the_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both the old and the new one were deleted; and what a crash left behind blocked the next save."""
+    target = tmp_path / "checkpoint-5"
+    with written_atomically(target) as draft:
+        (draft / "state.json").write_text("old")
+    (tmp_path / "tmp-checkpoint-5.replaced").mkdir()
+    (tmp_path / "tmp-checkpoint-5.replaced" / "state.json").write_text("left by a crash")
+    rename, calls = os.replace, list[str]()
+
+    def fails_second(source: Path, destination: Path) -> None:
+        calls.append(str(source))
+        if len(calls) == 2:
+            raise OSError(116, "Stale file handle")
+        rename(source, destination)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fails_second)
+        with pytest.raises(OSError, match="Stale"), written_atomically(target) as draft:
+            (draft / "state.json").write_text("new")
+    assert (target / "state.json").read_text() == "old" and what_is_wrong(target) is None
+    with written_atomically(target) as draft:
+        (draft / "state.json").write_text("new")
+    assert (target / "state.json").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-5", "tmp-checkpoint-5.replaced"]
