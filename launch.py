@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from astrolabe_ray.cli.app import make_app
 from astrolabe_ray.cli.wiring import Wiring, WorkerRoom
-from astrolabe_ray.config.schema import ModelConfig, RewardConfig, RunConfig
+from astrolabe_ray.config.schema import ClusterConfig, ModelConfig, RewardConfig, RunConfig
 from astrolabe_ray.errors import AstrolabeError, ConfigError
 from astrolabe_ray.server_status import BenchResult, ServerStatus
 from astrolabe_ray.video_tasks import VideoModelSpec, VideoPlan, VideoPool
@@ -88,7 +88,7 @@ def make_video_rewards(rewards: Sequence[RewardConfig], is_local: bool) -> Rewar
         return LocalRewardPool(rewards)
     from reward_servers.pool import ServeRewardPool
 
-    return ServeRewardPool(rewards)
+    return ServeRewardPool(rewards, client="generate", idle_timeout_s=ClusterConfig().reward_idle_timeout_s)
 
 
 def make_roles(config: RunConfig) -> Roles:
@@ -99,6 +99,7 @@ def make_roles(config: RunConfig) -> Roles:
     from learner.group import LearnerGroup
     from learner.learner_worker import LearnerSpec
     from reward_servers.pool import ServeRewardPool
+    from reward_servers.readiness import Patience
 
     return Roles(
         rollouts=RayRolloutPool(config),
@@ -107,6 +108,7 @@ def make_roles(config: RunConfig) -> Roles:
             keep_servers=config.cluster.keep_reward_servers,
             client=config.name,
             idle_timeout_s=config.cluster.reward_idle_timeout_s,
+            patience=Patience.of(config.cluster),
         ),
         learner=LearnerGroup(
             LearnerSpec.of(config), RayBlobStore(), placement_timeout_s=config.cluster.placement_timeout_s
@@ -118,9 +120,10 @@ def make_roles(config: RunConfig) -> Roles:
 def start_rewards(config: RunConfig) -> None:
     from reward_servers.app import server_specs
     from reward_servers.deploy import ensure, hold
+    from reward_servers.readiness import Patience
 
     specs = server_specs(config.rewards, config.cluster.reward_idle_timeout_s)
-    ensure(specs)
+    ensure(specs, Patience.of(config.cluster))
     hold(specs, "rewards up")
 
 

@@ -31,6 +31,7 @@ from reward_servers.batch_scoring import ScoreRequest, check_videos, score_toget
 from reward_servers.deploy_lock import DeployLock
 from reward_servers.local_pool import LocalRewardPool
 from reward_servers.pool import ServeRewardPool
+from reward_servers.readiness import Patience
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a small red circle moves left on a black background"
@@ -92,7 +93,7 @@ def motion_says(scores: list[float]) -> Handle:
 
 
 def score_with(*handles: Handle, rewards: Sequence[RewardConfig] = REWARDS) -> list[Any]:
-    pool = ServeRewardPool(rewards, connect=lambda specs: handles[: len(specs)])
+    pool = ServeRewardPool(rewards, connect=lambda specs, _: handles[: len(specs)])
 
     async def run() -> list[Any]:
         await pool.start()
@@ -164,7 +165,7 @@ def test_videos_that_are_lost_are_not_looked_for_again() -> None:
 def test_a_run_that_leaves_its_servers_to_others_closes_its_handles() -> None:
     """Serve's router behind an open handle goes on reporting to a cluster that the run has left."""
     handles = [image_says([0.0]), motion_says([0.0])]
-    pool = ServeRewardPool(REWARDS, connect=lambda _: handles)
+    pool = ServeRewardPool(REWARDS, connect=lambda *_: handles)
 
     async def run() -> None:
         await pool.start()
@@ -189,7 +190,7 @@ def test_keys_of_one_model_are_one_server_that_gets_each_view_once() -> None:
     gray = {**numbers, "mq": [7.0, 8.0]}
     model = Handle(lambda request, _: gray if is_gray(request.videos[0]) else numbers)
 
-    def connect(wanted: Sequence[ServerSpec]) -> list[Handle]:
+    def connect(wanted: Sequence[ServerSpec], _: Patience) -> list[Handle]:
         specs.extend(wanted)
         return [model, image_says([0.5, 0.5])]
 

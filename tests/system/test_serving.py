@@ -22,6 +22,7 @@ from reward_servers.app import ServerSpec, server_specs
 from reward_servers.batch_scoring import ScoreRequest
 from reward_servers.bench import bench
 from reward_servers.deploy import down, ensure, handle_of, reports_of, scale, status
+from reward_servers.readiness import Patience
 from tests.reward_client import hire_client
 from tests.reward_replicas import replica_pids
 from tests.waiting_scorer import KEY, numbered
@@ -37,6 +38,7 @@ WAITS = RewardConfig(
     max_attempts=8,
 )
 NAME = ServerSpec.of(WAITS).app_name
+PATIENCE = Patience(placement_timeout_s=60, load_timeout_s=60)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def test_a_second_run_scores_within_two_seconds_and_servers_survive_both(client:
     assert {name.rpartition("-")[0] for name, _ in server.clients} == {"first", "second"}
     ray.get(second.stop.remote(), timeout=30)
     ray.kill(second)
-    ensure([ServerSpec.of(WAITS)])
+    ensure([ServerSpec.of(WAITS)], PATIENCE)
     assert replica_pids() == pids and len(pids) == 1
     assert ray.get(client.ask.remote([7], 1), timeout=30)[0] == [7]
 
@@ -150,7 +152,7 @@ def test_a_server_whose_scorer_cannot_be_loaded_is_named_soon(cluster: None) -> 
     broken = ServerSpec.of(WAITS.model_copy(update={"options": "module=not_to_be_had"}))
     began = time.monotonic()
     with pytest.raises(InfraFailure, match=broken.app_name) as caught:
-        ensure([broken])
+        ensure([broken], PATIENCE)
     print(f"refused after {time.monotonic() - began:.0f} s")
     assert "not_to_be_had" in str(caught.value)
     assert time.monotonic() - began < 90
