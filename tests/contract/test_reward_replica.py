@@ -241,6 +241,21 @@ def test_a_batch_that_does_not_fit_is_scored_in_parts_and_the_replica_stays() ->
     assert [shape[0] for shape in Scripted.batches[-3:]] == [4, 2, 2]
 
 
+def test_a_replica_whose_model_is_elsewhere_and_cannot_be_reached_stays() -> None:
+    """A new one would not reach it either."""
+
+    async def ask() -> None:
+        server = replica()
+        Scripted.answer = InfraFailure("http://judge does not answer")
+        answers = await asyncio.gather(*(server.score(request(c)) for c in "ab"), return_exceptions=True)
+        assert [str(answer) for answer in answers] == ["http://judge does not answer"] * 2
+        Scripted.answer = 1.0
+        await server.check_health()
+        assert await server.score(request("a")) == {"level": [1.0]}
+
+    asyncio.run(ask())
+
+
 def test_a_run_waits_for_the_replacement_of_a_broken_replica() -> None:
     """Its attempts would all be made within seconds, at the replica that Serve has not replaced yet."""
     broken, fresh = replica(), replica()
