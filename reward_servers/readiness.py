@@ -71,9 +71,9 @@ def serve_details() -> dict[str, Any]:
 
 
 def is_short_of_room(app: Mapping[str, Any]) -> bool:
-    """Whether a replica has no process yet."""
+    """Whether a replica has no process yet; Serve leaves out what it does not know."""
     replicas = [each for deployment in app["deployments"].values() for each in deployment["replicas"]]
-    return any(each["state"] == "STARTING" and each["pid"] is None for each in replicas)
+    return any(each["state"] == "STARTING" and "pid" not in each for each in replicas)
 
 
 def _is_running(spec: ServerSpec, apps: Mapping[str, Any]) -> bool:

@@ -28,7 +28,7 @@ RESOURCES = "Deployment has 1 replicas that have taken more than 30s\nto be sche
 def app(status: str, *pids: int | None, says: str = "") -> dict[str, Any]:
     """An application as Serve's controller describes it, with replicas of these processes."""
     state = "RUNNING" if status == "RUNNING" else "STARTING"
-    replicas = [{"state": state, "pid": pid} for pid in pids]
+    replicas = [{"state": state} if pid is None else {"state": state, "pid": pid} for pid in pids]
     return {
         "status": status,
         "message": "of the application",
