@@ -147,6 +147,25 @@ def test_frames_are_not_waited_for_before_a_replica_takes_the_request_and_are_fr
 
 
 @pytest.mark.slow
+def test_a_replica_whose_scorer_broke_is_replaced_and_only_the_guilty_request_fails(cluster: None) -> None:
+    """An error of CUDA stays until the process ends; every later request of every run failed."""
+    reward = WAITS.model_copy(update={"options": "seconds=0.05,breaks_at=13", "max_attempts": 2})
+    name = ServerSpec.of(reward).app_name
+    client = hire_client(reward, "broken")
+    ray.get(client.start.remote(), timeout=120)
+    (first,) = [report.pid for report in reports_of(name)]
+    began = time.monotonic()
+    with pytest.raises(InfraFailure, match=r"in 2 attempts: .*an illegal memory access"):
+        ray.get(client.ask.remote([13], 1), timeout=120)
+    assert ray.get(client.ask.remote(range(12), 12), timeout=120)[0] == list(range(12))
+    print(f"two replicas broken and replaced after {time.monotonic() - began:.0f} s")
+    assert first not in {report.pid for report in reports_of(name)}
+    ray.get(client.stop.remote(), timeout=30)
+    ray.kill(client)
+    down([name])
+
+
+@pytest.mark.slow
 def test_a_server_whose_scorer_cannot_be_loaded_is_named_soon(cluster: None) -> None:
     """Serve tries twenty times by default, minutes for a large model, and says no more than that it waits."""
     broken = ServerSpec.of(WAITS.model_copy(update={"options": "module=not_to_be_had"}))
