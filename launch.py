@@ -104,6 +104,7 @@ def make_roles(config: RunConfig) -> Roles:
     from learner.group import LearnerGroup
     from learner.learner_worker import LearnerSpec
     from reward_servers.pool import ServeRewardPool
+    from reward_servers.readiness import Patience
 
     return Roles(
         rollouts=RayRolloutPool(config),
@@ -112,6 +113,7 @@ def make_roles(config: RunConfig) -> Roles:
             keep_servers=config.cluster.keep_reward_servers,
             client=config.name,
             idle_timeout_s=config.cluster.reward_idle_timeout_s,
+            patience=Patience.of(config.cluster),
         ),
         learner=LearnerGroup(
             LearnerSpec.of(config),
@@ -126,9 +128,10 @@ def make_roles(config: RunConfig) -> Roles:
 def start_rewards(config: RunConfig) -> None:
     from reward_servers.app import server_specs
     from reward_servers.deploy import ensure, hold
+    from reward_servers.readiness import Patience
 
     specs = server_specs(config.rewards, config.cluster.reward_idle_timeout_s)
-    ensure(specs)
+    ensure(specs, Patience.of(config.cluster))
     hold(specs, "rewards up")
 
 

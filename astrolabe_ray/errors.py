@@ -21,7 +21,7 @@ class InfraFailure(AstrolabeError):
 
 
 class ServerBusy(InfraFailure):
-    """A server has as much work of this client waiting as it takes; nothing was moved, ask again later."""
+    """A server takes no more work of this client now; nothing was moved, ask again later."""
 
 
 class LearnerLost(InfraFailure):

@@ -26,7 +26,8 @@ from ray import serve
 from astrolabe_ray.config.plan import servers
 from astrolabe_ray.config.schema import RewardConfig
 from astrolabe_ray.config.scorer_cards import scorer_name
-from reward_servers.batch_scoring import ScoreRequest, fetch, score_together
+from astrolabe_ray.errors import DataFailure, ServerBusy
+from reward_servers.batch_scoring import ScoreRequest, ScorerFault, fetch, score_together
 from reward_servers.fair_queue import FairQueue
 from reward_servers.identity import files_of, made_of
 from reward_servers.known_video import answers_of, changed, warm_up
@@ -156,10 +157,21 @@ class RewardServer:
         self._is_leaving = False
         self._scoring = asyncio.Lock()
         self._busy_since: float | None = None
+        self._fault: ScorerFault | None = None  # for which this replica is to be replaced
         self._worker: asyncio.Task[None] | None = None
 
     async def score(self, request: ScoreRequest) -> Numbers:
-        """Finite numbers by name, one per video. Raises DataFailure, PayloadsLost, ServerBusy."""
+        """Finite numbers by name, one per video.
+
+        Raises DataFailure, PayloadsLost, ServerBusy, and ScorerFault, after which nothing more is taken.
+        """
+        if len(request.videos) > self._spec.max_batch_size:
+            raise DataFailure(
+                f"request {request.request_id} brings {len(request.videos)} videos; this server scores at "
+                f"most {self._spec.max_batch_size} together. Ask for them in several requests."
+            )
+        if self._fault is not None:
+            raise ServerBusy(f"this replica is about to be replaced: {self._fault}")
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
         self._lease.renew()
@@ -192,9 +204,12 @@ class RewardServer:
     async def check_health(self) -> None:
         """Serve asks every HEALTH_PERIOD_S and replaces a replica that raises three times.
 
-        Raises RuntimeError when the scorer has been at one batch for far too long or no longer says of the
-        known video what it said, and what the scorer raises. A server that nobody holds ends here, too.
+        Raises ScorerFault after one, RuntimeError when the scorer has been at one batch for far too long or
+        no longer says of the known video what it said, and what the scorer raises. A server that nobody
+        holds ends here, too.
         """
+        if self._fault is not None:
+            raise self._fault
         if self._busy_since is not None and time.monotonic() - self._busy_since > STUCK_AFTER_S:
             raise RuntimeError(f"the scorer has been busy with one batch for over {STUCK_AFTER_S:g} s")
         if self._worker is not None and self._worker.done():
@@ -245,6 +260,7 @@ class RewardServer:
                 results = await asyncio.to_thread(score_together, self._scorer, fetched, requests)
             finally:
                 self._busy_since = None
+        self._fault = next((each for each in results if isinstance(each, ScorerFault)), self._fault)
         self._usage.batch_sizes[sum(len(request.videos) for request in requests)] += 1
         return results
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +13,17 @@ import numpy as np
 from ray import ObjectRef
 from ray.exceptions import RayError
 
-from astrolabe_ray.errors import DataFailure, PayloadsLost
+from astrolabe_ray.errors import AstrolabeError, DataFailure, InfraFailure, PayloadsLost
 from reward_servers.scorers import Scorer
 from reward_servers.scoring import Numbers, check_prompts, finite_numbers
 
 FETCH_TIMEOUT_S = 60.0
+
+logger = logging.getLogger(__name__)
+
+
+class ScorerFault(InfraFailure):
+    """A scorer raised what no scorer may, at a request that it had for itself; the replica is not trusted."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,9 @@ def _is_video(shape: tuple[object, ...]) -> bool:
 def score_together(
     scorer: Scorer, fetched: Sequence[np.ndarray | BaseException], requests: Sequence[ScoreRequest]
 ) -> list[Numbers | BaseException]:
-    """Scores of each request, or what went wrong with it alone.
+    """Scores of each request, or what went wrong with it alone: ScorerFault for what a scorer may not raise.
 
-    Requests of one shape go through the scorer as one batch. When the scorer refuses the batch, each
+    Requests of one shape go through the scorer as one batch. When the scorer refuses the batch or fails, each
     request is scored by itself, so that only the guilty one fails.
     """
     results: list[Numbers | BaseException] = [DataFailure("not scored")] * len(requests)
@@ -71,17 +79,28 @@ def score_together(
         else:
             by_shape.setdefault(videos.shape[1:], []).append(i)
     for members in by_shape.values():
-        scores: Sequence[Numbers | BaseException]
-        try:
-            scores = scored(scorer, [fetched[i] for i in members], [requests[i] for i in members])
-        except DataFailure as failure:
-            if len(members) > 1:
-                scores = [score_together(scorer, [fetched[i]], [requests[i]])[0] for i in members]
-            else:
-                scores = [failure]
+        outcome = _tried(scorer, [fetched[i] for i in members], [requests[i] for i in members])
+        if isinstance(outcome, (DataFailure, ScorerFault)) and len(members) > 1:
+            outcome = [score_together(scorer, [fetched[i]], [requests[i]])[0] for i in members]
+        scores = [outcome] * len(members) if isinstance(outcome, AstrolabeError) else outcome
         for i, result in zip(members, scores, strict=True):
             results[i] = result
     return results
+
+
+def _tried(
+    scorer: Scorer, videos: Sequence[Any], requests: Sequence[ScoreRequest]
+) -> Sequence[Numbers | BaseException] | AstrolabeError:
+    """`scored`, or why not. A scorer is anybody's code: what it may not raise becomes a ScorerFault, as text,
+    since the exception would hold the memory of its forward."""
+    try:
+        return scored(scorer, videos, requests)
+    except AstrolabeError as failure:
+        return failure
+    except Exception as error:  # the border to code of others
+        name = type(scorer).__name__
+        logger.error("%s failed at %d requests\n%s", name, len(requests), traceback.format_exc())
+        return ScorerFault(f"{name} failed at request {requests[0].request_id} with {error!r}")
 
 
 def scored(scorer: Scorer, videos: Sequence[Any], requests: Sequence[ScoreRequest]) -> list[Numbers]:

@@ -46,7 +46,7 @@ async def _load(
 ) -> tuple[Sequence[float], float]:
     """Seconds that each answer took, and all together."""
     reward = RewardConfig(key=_key_of(spec), max_batch_size=spec.max_batch_size, max_in_flight=in_flight)
-    pool = ServeRewardPool([reward], client="bench", connect=lambda _: [handle_of(name)])
+    pool = ServeRewardPool([reward], client="bench", connect=lambda *_: [handle_of(name)])
     await pool.start()
     views = views_of(card_of_scorer(spec.scorer), size)
     video = ray.put(views[pool.views[0]])

@@ -17,27 +17,31 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
-from ray.serve.context import _get_global_client
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
+from astrolabe_ray.config.schema import ClusterConfig
 from astrolabe_ray.errors import ConfigError, InfraFailure
 from astrolabe_ray.server_status import ServerStatus
 from reward_servers.app import ServerSpec, application
 from reward_servers.deploy_lock import DeployLock
+from reward_servers.readiness import Patience, is_short_of_room, serve_details, wait_until_running
 from reward_servers.usage import ReplicaReport, clients_of, quantiles, videos_per_s
 
 BROKEN = (ApplicationStatus.UNHEALTHY, ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING)
 PREFIX = "reward-"
 NAMESPACE = "astrolabe-rewards"
 LOCK_TIMEOUT_S = 180.0
+LOCK_ANSWER_S = 30.0
 LEASE_S = 120.0
-"""A holder that died no longer blocks others after this time; a server starts well within it."""
+"""A holder that died no longer blocks others after this time. Deploying takes seconds: a server loads while
+nobody holds the lock."""
 REPORT_TIMEOUT_S = 5.0
 
+logger = logging.getLogger(__name__)
 logging.getLogger("ray.serve").setLevel(logging.WARNING)  # importing serve has just set it to INFO
 
 
@@ -51,12 +55,12 @@ class _Details:
     runtime_env: Mapping[str, Any]
 
 
-def connect(specs: Sequence[ServerSpec]) -> list[DeploymentHandle]:
-    """Handles to the servers of `specs`, started where needed. Raises InfraFailure as `ensure` does.
+def connect(specs: Sequence[ServerSpec], patience: Patience) -> list[DeploymentHandle]:
+    """Handles to the servers of `specs`, started where needed. Raises as `ensure` does.
 
     Each handle has a router that goes on asking the replicas: shut it down before leaving the cluster.
     """
-    ensure(specs)
+    ensure(specs, patience)
     return [handle_of(spec.app_name) for spec in specs]
 
 
@@ -65,22 +69,46 @@ def handle_of(name: str) -> DeploymentHandle:
     return serve.get_app_handle(name).options(_by_reference=True)
 
 
-def ensure(specs: Sequence[ServerSpec]) -> None:
+def ensure(specs: Sequence[ServerSpec], patience: Patience) -> None:
     """Start those servers of `specs` that are not there, all at the same time, and widen the bounds of
     those that run with fewer replicas than asked for.
 
-    Returns when all answer. Raises InfraFailure when one does not start.
+    Returns when all answer, also those that somebody else is starting. Raises ConfigError when one has no
+    room, InfraFailure when one does not start, when Ray does not answer, and when `patience` was stopped.
+    What was started here and has no room is taken back: it would take that of somebody else later.
     """
-    serve.start(http_options=HTTPOptions(location=ProxyLocation.Disabled))
-    with _deploy_lock():
-        running = serve.status().applications
-        for spec in specs:
-            if spec.app_name in running and running[spec.app_name].status in BROKEN:
-                serve.delete(spec.app_name)  # of the same version, it would stay as it is
-                del running[spec.app_name]
-        here = {spec.app_name: _details(spec.app_name) for spec in specs if spec.app_name in running}
-        wider = [_widened(spec, here[spec.app_name]) for spec in specs if spec.app_name in here]
-        _deploy([spec for spec in specs if spec.app_name not in here] + [spec for spec in wider if spec])
+    with _ray_failures_named():
+        serve.start(http_options=HTTPOptions(location=ProxyLocation.Disabled))
+        with _deploy_lock(patience):
+            new = _deploy_missing(specs)
+        is_up = False
+        try:
+            wait_until_running(specs, patience)
+            is_up = True
+        finally:
+            if not is_up:
+                _take_back([spec.app_name for spec in new])
+
+
+def _deploy_missing(specs: Sequence[ServerSpec]) -> list[ServerSpec]:
+    """The servers that were not there before."""
+    running = serve.status().applications
+    for spec in specs:
+        if spec.app_name in running and running[spec.app_name].status in BROKEN:
+            serve.delete(spec.app_name)  # of the same version, it would stay as it is
+            del running[spec.app_name]
+    here = {spec.app_name: _details(spec.app_name) for spec in specs if spec.app_name in running}
+    wider = [_widened(spec, here[spec.app_name]) for spec in specs if spec.app_name in here]
+    new = [spec for spec in specs if spec.app_name not in here]
+    _deploy(new + [spec for spec in wider if spec])
+    return new
+
+
+def _take_back(names: Sequence[str]) -> None:
+    found = serve_details()
+    for name in names:
+        if name in found and is_short_of_room(found[name]):
+            serve.delete(name, _blocking=False)
 
 
 def scale(name: str, min_replicas: int, max_replicas: int) -> None:
@@ -93,10 +121,10 @@ def scale(name: str, min_replicas: int, max_replicas: int) -> None:
             f"a server can't have {min_replicas} to {max_replicas} replicas. "
             f"Try --min={max(1, min_replicas)} --max={max(1, min_replicas, max_replicas)}."
         )
-    with _deploy_lock():
+    with _ray_failures_named(), _deploy_lock(Patience.of(ClusterConfig())):
         spec = spec_of(name)
         bounds = replace(spec.scaling, min_replicas=min_replicas, max_replicas=max_replicas)
-        _deploy([replace(spec, scaling=bounds)], wait=False)
+        _deploy([replace(spec, scaling=bounds)])
 
 
 def status() -> list[ServerStatus]:
@@ -137,21 +165,29 @@ def spec_of(name: str) -> ServerSpec:
 
 
 def hold(specs: Sequence[ServerSpec], client: str) -> None:
-    """Have running servers stay for their idle timeout from now on, if they would have gone earlier."""
-    for spec in specs:
-        handle = handle_of(spec.app_name)
-        handle.broadcast("hold", client, spec.scaling.idle_timeout_s).results(timeout_s=REPORT_TIMEOUT_S)
-        handle.shutdown()
+    """Have running servers stay for their idle timeout from now on, if they would have gone earlier.
+
+    Raises InfraFailure when one does not answer.
+    """
+    with _ray_failures_named():
+        for spec in specs:
+            handle = handle_of(spec.app_name)
+            handle.broadcast("hold", client, spec.scaling.idle_timeout_s).results(timeout_s=REPORT_TIMEOUT_S)
+            handle.shutdown()
 
 
 def down(names: Sequence[str]) -> None:
-    """Stop these servers and wait until they are gone. Other runs lose them, too."""
-    for name in names:
-        serve.delete(name)
+    """Stop these servers and wait until they are gone. Other runs lose them, too.
+
+    Raises InfraFailure when one does not end.
+    """
+    with _ray_failures_named():
+        for name in names:
+            serve.delete(name)
 
 
-def _deploy(specs: Sequence[ServerSpec], *, wait: bool = True) -> None:
-    """Those that run keep the environment that they were started in, which is that of another job."""
+def _deploy(specs: Sequence[ServerSpec]) -> None:
+    """Returns at once. Those that run keep the environment that they were started in, that of another job."""
     targets = [
         serve.RunTarget(
             target=application(spec, _details(spec.app_name).runtime_env or _own_environment(spec)),
@@ -160,22 +196,8 @@ def _deploy(specs: Sequence[ServerSpec], *, wait: bool = True) -> None:
         )
         for spec in specs
     ]
-    try:
-        if targets:
-            serve.run_many(targets, wait_for_applications_running=wait)
-    except RuntimeError as error:
-        names = [spec.app_name for spec in specs]
-        raise InfraFailure(
-            f"of the reward servers {', '.join(names)} one does not start: {_why_none_starts(names) or error}"
-        ) from error
-
-
-def _why_none_starts(names: Sequence[str]) -> str:
-    """What the constructors of replicas raised: the last line of each traceback."""
-    found = serve.status().applications
-    apps = [found[name] for name in names if name in found and found[name].status in BROKEN]
-    messages = [deployment.message for app in apps for deployment in app.deployments.values()]
-    return "; ".join(message.strip().splitlines()[-1].strip() for message in messages if message.strip())
+    if targets:
+        serve.run_many(targets, wait_for_applications_running=False)
 
 
 def _widened(spec: ServerSpec, here: _Details) -> ServerSpec | None:
@@ -193,12 +215,8 @@ def _own_environment(spec: ServerSpec) -> dict[str, Any]:
 
 
 def _details(name: str) -> _Details:
-    """What Serve holds of a server; zeros for one that is not there.
-
-    Serve's public status does not tell it; the dashboard asks its controller for the same details.
-    """
-    client: Any = _get_global_client()
-    app = client.get_serve_details()["applications"].get(name, {"deployments": {}})
+    """What Serve holds of a server; zeros for one that is not there."""
+    app = serve_details().get(name, {"deployments": {}})
     for deployment in app["deployments"].values():
         config = deployment["deployment_config"]
         bounds, environment = config["autoscaling_config"], config["ray_actor_options"]["runtime_env"]
@@ -240,18 +258,37 @@ def _serve_runs() -> bool:
 
 
 @contextmanager
-def _deploy_lock() -> Iterator[None]:
+def _deploy_lock(patience: Patience) -> Iterator[None]:
+    """Raises InfraFailure when somebody else has it too long, and when `patience` was stopped."""
     lock: Any = (
         ray.remote(num_cpus=0)(DeployLock)
         .options(name="deploy-lock", namespace=NAMESPACE, lifetime="detached", get_if_exists=True)
         .remote()
     )
     me, deadline = uuid.uuid4().hex, time.monotonic() + LOCK_TIMEOUT_S
-    while not ray.get(lock.acquire.remote(me, LEASE_S), timeout=LOCK_TIMEOUT_S):
+    while not ray.get(lock.acquire.remote(me, LEASE_S), timeout=LOCK_ANSWER_S):
         if time.monotonic() > deadline:
             raise InfraFailure(f"another process has been starting reward servers for {LOCK_TIMEOUT_S:g} s")
-        time.sleep(0.2)
+        patience.pause(0.2)
     try:
         yield
     finally:
-        ray.get(lock.release.remote(me), timeout=LOCK_TIMEOUT_S)
+        try:
+            ray.get(lock.release.remote(me), timeout=LOCK_ANSWER_S)
+        except (GetTimeoutError, RayActorError) as error:
+            logger.warning("the lock of the reward servers was not given back, others wait: %r", error)
+
+
+@contextmanager
+def _ray_failures_named() -> Iterator[None]:
+    """Who starts or ends servers is told in one line that the cluster itself is in trouble.
+
+    Raises InfraFailure for a process of Ray Serve, or the lock, that died or does not answer.
+    """
+    try:
+        yield
+    except (RayError, DeploymentUnavailableError, TimeoutError) as error:
+        raise InfraFailure(
+            f"Ray does not answer about the reward servers: {type(error).__name__}: {error}. `ray status` "
+            "says whether a node was lost, `serve status` what Serve does; once both answer, start again."
+        ) from error

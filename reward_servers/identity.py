@@ -15,6 +15,14 @@ WHOLE_BYTES = 64 << 20
 """Up to this size a file counts by its content, above by its size and its two ends of a MiB."""
 END_BYTES = 1 << 20
 SERVER_MODULE = "reward_servers.app"
+FOLLOWED = (
+    "reward_servers.",
+    "astrolabe_ray.models.",
+    "astrolabe_ray.data.",
+    "astrolabe_ray.config.reward_files",
+)
+"""Imports that count: code that makes a number out of frames. Not the config's schema and the messages, which
+change with every option, and not the cards: what they say of a server is in its name."""
 
 
 @lru_cache
@@ -39,17 +47,33 @@ def files_of(card: ScorerCard, setup: ScorerSetup) -> tuple[Path, ...]:
 
 
 def own_modules(*modules: str) -> list[str]:
-    """These modules, and those of this role that they import, directly or not."""
+    """These modules, and those of FOLLOWED that they import, directly or not."""
     found: dict[str, None] = dict.fromkeys(modules)
     waiting = list(modules)
     while waiting:
-        tree = ast.parse(_source(waiting.pop()).read_text())
-        names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-        for name in names:
-            if name.startswith("reward_servers.") and name not in found:
+        for name in _imports(waiting.pop()):
+            if name.startswith(FOLLOWED) and name not in found and _is_module(name):
                 found[name] = None
                 waiting.append(name)
     return sorted(found)
+
+
+def _imports(module: str) -> set[str]:
+    """What a module imports, wherever in it; a function among it is MODULE.NAME, as a module would be."""
+    nodes = list(ast.walk(ast.parse(_source(module).read_text())))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    sources = [(node.module or "", node.names) for node in nodes if isinstance(node, ast.ImportFrom)]
+    return (
+        plain | {name for name, _ in sources} | {f"{name}.{a.name}" for name, names in sources for a in names}
+    )
+
+
+def _is_module(name: str) -> bool:
+    """Not something inside of one. Python itself would import the module to tell."""
+    package, *inner = name.split(".")
+    spec = find_spec(package)
+    assert spec is not None and spec.submodule_search_locations, f"{package} is not installed"
+    return Path(spec.submodule_search_locations[0], *inner).with_suffix(".py").is_file()
 
 
 def file_digest(path: Path) -> str:

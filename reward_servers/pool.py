@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray import exceptions as rx
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from astrolabe_ray.config.schema import RewardConfig
+from astrolabe_ray.config.schema import ClusterConfig, RewardConfig
 from astrolabe_ray.errors import AstrolabeError, InfraFailure, PayloadsLost, ServerBusy
 from astrolabe_ray.types import FrameSpec, Rollout, Scores
 from reward_servers.app import ScoreRequest, ServerSpec, server_specs
 from reward_servers.deploy import connect as connect_servers
 from reward_servers.deploy import down
+from reward_servers.readiness import Patience
 from reward_servers.scoring import Numbers, Question, questions_of
 from reward_servers.window import Window
 
@@ -50,14 +53,17 @@ class ServeRewardPool:
         keep_servers: bool = True,
         client: str = "client",
         idle_timeout_s: float | None = None,
-        connect: Callable[[Sequence[ServerSpec]], Sequence[Any]] = connect_servers,
+        patience: Patience | None = None,
+        connect: Callable[[Sequence[ServerSpec], Patience], Sequence[Any]] = connect_servers,
     ) -> None:
         """`client` names this run to the servers, which are fair between clients and stay until nobody has
-        used or held them for `idle_timeout_s`; None: for ever. `connect` gives a Serve handle for each spec.
+        used or held them for `idle_timeout_s`; None: for ever. `patience` is with servers that start; None:
+        that of the config's defaults. `connect` gives a Serve handle for each spec.
 
         Raises ConfigError for an unknown reward key.
         """
         self._keep_servers, self._connect, self._idle_timeout_s = keep_servers, connect, idle_timeout_s
+        self._start_patience = patience or Patience.of(ClusterConfig())
         self._client = f"{client}-{uuid.uuid4().hex[:6]}"  # two runs of one name are two
         self._rewards = {reward.key: reward for reward in rewards}
         self._questions = questions_of(rewards)
@@ -73,7 +79,7 @@ class ServeRewardPool:
     async def start(self) -> None:
         """Find or start all servers at the same time, and hold them from now on.
 
-        Raises InfraFailure when one does not start.
+        Raises ConfigError when one has no room, InfraFailure when one does not start.
         """
         self._windows = {scorer: Window(self._in_flight(scorer)) for scorer in self._specs}
         for _ in range(NUM_LEAVING):
@@ -110,8 +116,14 @@ class ServeRewardPool:
             await asyncio.to_thread(down, [spec.app_name for spec in self._specs.values()])
 
     async def _reach(self, scorers: Sequence[str]) -> None:
+        """A thread waits for servers that start. It is told when nobody waits for it any more, because the
+        run was asked to stop: the program would not end before it."""
         specs = [self._specs[scorer] for scorer in scorers]
-        handles = await asyncio.to_thread(self._connect, specs)
+        stop = threading.Event()
+        try:
+            handles = await asyncio.to_thread(self._connect, specs, replace(self._start_patience, stop=stop))
+        finally:
+            stop.set()
         self._handles |= dict(zip(scorers, handles, strict=True))
 
     async def _hold(self) -> bool:

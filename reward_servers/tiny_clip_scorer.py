@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from astrolabe_ray.data.sprites.captions import ATTRIBUTES, SpriteCaption, parse
 from astrolabe_ray.data.sprites.train_clip import STILL
 from astrolabe_ray.errors import DataFailure
-from astrolabe_ray.models.registry import BUILTIN
+from astrolabe_ray.models.files import BUILTIN
 from reward_servers.compiled import compile_if_asked
 from reward_servers.scorers import ScorerSetup
 

@@ -328,6 +328,8 @@ class ClusterConfig(Section):
     """Leave the reward servers running for the next run. False takes them from other runs, too."""
     reward_idle_timeout_s: float | None = Field(default=3600, gt=0)
     """Reward servers that nobody used or held for so long go by themselves; none: they stay."""
+    reward_load_timeout_s: float = Field(default=900, gt=0)
+    """A reward server that has found room must answer within so long."""
 
 
 class RunConfig(Section):

@@ -31,6 +31,7 @@ from reward_servers.batch_scoring import ScoreRequest, check_videos, score_toget
 from reward_servers.deploy_lock import DeployLock
 from reward_servers.local_pool import LocalRewardPool
 from reward_servers.pool import ServeRewardPool
+from reward_servers.readiness import Patience
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a small red circle moves left on a black background"
@@ -92,7 +93,7 @@ def motion_says(scores: list[float]) -> Handle:
 
 
 def score_with(*handles: Handle, rewards: Sequence[RewardConfig] = REWARDS) -> list[Any]:
-    pool = ServeRewardPool(rewards, connect=lambda specs: handles[: len(specs)])
+    pool = ServeRewardPool(rewards, connect=lambda specs, _: handles[: len(specs)])
 
     async def run() -> list[Any]:
         await pool.start()
@@ -164,7 +165,7 @@ def test_videos_that_are_lost_are_not_looked_for_again() -> None:
 def test_a_run_that_leaves_its_servers_to_others_closes_its_handles() -> None:
     """Serve's router behind an open handle goes on reporting to a cluster that the run has left."""
     handles = [image_says([0.0]), motion_says([0.0])]
-    pool = ServeRewardPool(REWARDS, connect=lambda _: handles)
+    pool = ServeRewardPool(REWARDS, connect=lambda *_: handles)
 
     async def run() -> None:
         await pool.start()
@@ -172,6 +173,23 @@ def test_a_run_that_leaves_its_servers_to_others_closes_its_handles() -> None:
 
     asyncio.run(run())
     assert [handle.closed for handle in handles] == [1, 1]
+
+
+def test_two_runs_of_one_name_are_two_clients() -> None:
+    """They would share one client's part of a server, and look like one run in its status."""
+    handles = [image_says([0.0]) for _ in range(2)]
+
+    async def run() -> None:
+        for handle in handles:
+            pool = ServeRewardPool(REWARDS[:1], client="demo", connect=lambda *_, h=handle: [h])
+            await pool.start()
+            await pool.score(rollouts(pool.views, video(1)))
+            await pool.stop()
+
+    asyncio.run(run())
+    held_as = [str(handle.broadcasts[0][1]) for handle in handles]
+    assert held_as == [handle.requests[0].client for handle in handles]
+    assert len(set(held_as)) == 2 and all(name.startswith("demo-") for name in held_as)
 
 
 def test_an_unknown_reward_is_refused_before_anything_starts() -> None:
@@ -189,7 +207,7 @@ def test_keys_of_one_model_are_one_server_that_gets_each_view_once() -> None:
     gray = {**numbers, "mq": [7.0, 8.0]}
     model = Handle(lambda request, _: gray if is_gray(request.videos[0]) else numbers)
 
-    def connect(wanted: Sequence[ServerSpec]) -> list[Handle]:
+    def connect(wanted: Sequence[ServerSpec], _: Patience) -> list[Handle]:
         specs.extend(wanted)
         return [model, image_says([0.5, 0.5])]
 
@@ -347,6 +365,46 @@ def test_servers_of_other_code_or_weights_are_other_servers(
         assert len({changed[1], trained_on[1], as_it_is[1]}) == 3
     monkeypatch.undo()
     assert name() == as_it_is
+
+
+def test_code_that_a_scorer_shares_with_the_rest_counts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reading of a published file was repaired, and servers with the old reading went on scoring."""
+    sources = identity._source
+
+    def name(key: str) -> str:
+        identity.made_of.cache_clear()
+        return ServerSpec.of(RewardConfig(key=key)).app_name
+
+    keys = ("video_hpsv3_local", "tiny_clip")
+    before = [name(key) for key in keys]
+    changes = {}
+    for module in ("astrolabe_ray.models.weight_files", "astrolabe_ray.data.frames", "astrolabe_ray.types"):
+        edited = tmp_path / module
+        edited.write_text(sources(module).read_text() + "# another line\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                identity, "_source", lambda asked, m=module, e=edited: e if asked == m else sources(asked)
+            )
+            changes[module.split(".")[-1]] = [name(key) != old for key, old in zip(keys, before, strict=True)]
+    assert changes == {
+        "weight_files": [True, False],  # only HPSv3 reads a published file
+        "frames": [True, True],
+        "types": [False, False],  # a message that gets a field is no other scorer
+    }
+    assert [name(key) for key in keys] == before
+
+
+def test_what_a_server_is_made_of_is_found_without_importing_it() -> None:
+    """It may need what only the server's environment has, and torch takes seconds."""
+    code = (
+        "import sys; from reward_servers.identity import own_modules; "
+        "print(*own_modules('reward_servers.hpsv3_scorer')); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"reward_servers.qwen_reward", "astrolabe_ray.models.weight_files"} <= set(done.stdout.split())
 
 
 def test_of_a_large_file_the_ends_and_the_size_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

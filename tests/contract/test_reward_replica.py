@@ -7,6 +7,7 @@ import concurrent.futures
 import math
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,6 +38,7 @@ from reward_servers.usage import ReplicaReport, Usage, clients_of, quantiles, vi
 from reward_servers.window import Window
 
 SECONDS = 0.05
+POISON = 13
 
 
 class Scripted:
@@ -48,6 +50,8 @@ class Scripted:
         "MIT",
     )
     answer: float | Exception = 1.0
+    fits = 1000  # videos
+    held: ClassVar[list[weakref.ref[np.ndarray]]] = []  # by forwards that failed
     gate: threading.Event  # closed: it goes on scoring
     batches: ClassVar[list[tuple[int, ...]]] = []
 
@@ -58,6 +62,13 @@ class Scripted:
         if videos.shape[-1] < known_video.SMALL[-1]:
             assert self.gate.wait(10), "nobody opened the gate"
             time.sleep(SECONDS)
+        assert all(each() is None for each in self.held), "an array of the failed forward is still held"
+        if len(videos) > self.fits:
+            layers = np.zeros(1)
+            type(self).held.append(weakref.ref(layers))
+            raise MemoryError("CUDA out of memory")
+        if (videos == POISON).all(axis=(1, 2, 3, 4)).any():
+            raise RuntimeError("CUDA error")
         if isinstance(self.answer, Exception):
             raise self.answer
         return {"level": np.full(len(videos), self.answer, np.float32)}
@@ -70,6 +81,8 @@ REWARD = RewardConfig(key=f"{__name__}:Scripted/level", max_batch_size=4)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scripted, "answer", 1.0)
     monkeypatch.setattr(Scripted, "batches", [])
+    monkeypatch.setattr(Scripted, "fits", 1000)
+    monkeypatch.setattr(Scripted, "held", [])
     monkeypatch.setattr(Scripted, "gate", threading.Event(), raising=False)
     Scripted.gate.set()
     monkeypatch.setattr(pool_module, "FIRST_BACKOFF_S", 0.002)
@@ -183,19 +196,92 @@ def test_a_replica_answers_other_questions_while_it_scores() -> None:
     asyncio.run(asyncio.wait_for(ask(), 30))
 
 
-def test_a_fault_in_a_scorer_reaches_those_who_asked_and_the_replica_goes_on() -> None:
-    """The loop that scores would end, and every later request wait for ever."""
+class Poisoned(Ref):
+    """A video at which `Scripted` breaks."""
 
-    async def ask() -> list[Any]:
+    def future(self) -> concurrent.futures.Future[np.ndarray]:
+        future: concurrent.futures.Future[np.ndarray] = concurrent.futures.Future()
+        future.set_result(np.full((2, 3, 4, 4), POISON, np.uint8))
+        return future
+
+
+def poisoned(client: str) -> ScoreRequest:
+    return ScoreRequest("bad", (Poisoned(),), ("p",), client)  # type: ignore[arg-type]
+
+
+def test_a_scorer_that_breaks_at_one_request_fails_only_that_one_and_its_replica_is_replaced() -> None:
+    """An exception of CUDA failed the requests of all runs in the batch, and the broken replica stayed."""
+
+    async def ask() -> None:
         server = replica()
-        Scripted.answer = KeyError("frames")
-        first = await asyncio.gather(*(server.score(request(c)) for c in "ab"), return_exceptions=True)
-        Scripted.answer = 2.0
-        return [*first, await server.score(request("a"))]
+        asked = [server.score(r) for r in (request("a"), poisoned("b"), request("c"))]
+        good, bad, also_good = await asyncio.gather(*asked, return_exceptions=True)
+        assert good == also_good == {"level": [1.0]}
+        assert isinstance(bad, InfraFailure), "to be tried elsewhere"
+        assert str(bad) == "Scripted failed at request bad with RuntimeError('CUDA error')"
+        with pytest.raises(InfraFailure, match="CUDA error"):
+            await server.check_health()
+        with pytest.raises(ServerBusy, match="about to be replaced"):
+            await server.score(request("a"))
 
-    *failed, answer = asyncio.run(ask())
-    assert [repr(error) for error in failed] == ["KeyError('frames')"] * 2
-    assert answer == {"level": [2.0]}
+    asyncio.run(ask())
+
+
+def test_a_batch_that_does_not_fit_is_scored_in_parts_and_the_replica_stays() -> None:
+    """With the exception, the memory of the forward that failed would be held while the parts are scored."""
+
+    async def ask() -> None:
+        server = replica()
+        Scripted.fits = 2
+        answers = await asyncio.gather(*(server.score(request(client, 2)) for client in "ab"))
+        assert answers == [{"level": [1.0, 1.0]}] * 2
+        await server.check_health()
+
+    asyncio.run(ask())
+    assert [shape[0] for shape in Scripted.batches[-3:]] == [4, 2, 2]
+
+
+def test_a_replica_whose_model_is_elsewhere_and_cannot_be_reached_stays() -> None:
+    """A new one would not reach it either."""
+
+    async def ask() -> None:
+        server = replica()
+        Scripted.answer = InfraFailure("http://judge does not answer")
+        answers = await asyncio.gather(*(server.score(request(c)) for c in "ab"), return_exceptions=True)
+        assert [str(answer) for answer in answers] == ["http://judge does not answer"] * 2
+        Scripted.answer = 1.0
+        await server.check_health()
+        assert await server.score(request("a")) == {"level": [1.0]}
+
+    asyncio.run(ask())
+
+
+def test_a_run_waits_for_the_replacement_of_a_broken_replica() -> None:
+    """Its attempts would all be made within seconds, at the replica that Serve has not replaced yet."""
+    broken, fresh = replica(), replica()
+    handle = Server(broken)
+    reward = REWARD.model_copy(update={"max_attempts": 2})
+
+    async def replaced() -> None:
+        while broken._fault is None or handle.asked < 10:
+            await asyncio.sleep(0.001)
+        handle._server, Scripted.answer = fresh, 1.0
+
+    async def run() -> float:
+        pool = ServeRewardPool([reward], connect=lambda *_: [handle])
+        await pool.start()
+        Scripted.answer = RuntimeError("CUDA error: an illegal memory access")
+        (scores,), _ = await asyncio.gather(pool.score(rollouts(1)), replaced())
+        await pool.stop()
+        return scores.values[reward.key]
+
+    assert asyncio.run(asyncio.wait_for(run(), 30)) == 1.0
+
+
+def test_a_request_larger_than_a_batch_is_refused_with_its_way_out() -> None:
+    """It would be one forward of any size; who asks through the pool never sends one."""
+    with pytest.raises(DataFailure, match=r"brings 5 videos; .* at most 4 together"):
+        asyncio.run(replica().score(request("a", 5)))
 
 
 def test_a_flooding_client_does_not_starve_another() -> None:
@@ -469,7 +555,7 @@ def rollouts(count: int) -> list[Rollout]:
 def score_with(handles: Sequence[Server], reward: RewardConfig, count: int, calls: int = 1) -> list[Any]:
     """The answers of `calls` calls at once; `handles` are connected to in turn."""
     waiting = list(handles)
-    pool = ServeRewardPool([reward], connect=lambda _: [waiting.pop(0)])
+    pool = ServeRewardPool([reward], connect=lambda *_: [waiting.pop(0)])
 
     async def run() -> list[Any]:
         await pool.start()

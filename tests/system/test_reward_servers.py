@@ -13,17 +13,21 @@ import numpy as np
 import pytest
 import ray
 from ray import serve
+from ray.serve.config import HTTPOptions, ProxyLocation
 
 from astrolabe_ray.config.schema import RewardConfig
 from astrolabe_ray.data.frames import derive_view
 from astrolabe_ray.data.sprites.captions import heldout_captions
 from astrolabe_ray.data.sprites.clips import render_clips
-from astrolabe_ray.errors import DataFailure
+from astrolabe_ray.errors import ConfigError, DataFailure
 from astrolabe_ray.types import PolicyVersion, Rollout, Scores
+from reward_servers import deploy
 from reward_servers.app import ServerSpec
-from reward_servers.deploy import down, status
+from reward_servers.batch_scoring import ScoreRequest
+from reward_servers.deploy import down, handle_of, reports_of, status
 from reward_servers.local_pool import LocalRewardPool
 from reward_servers.pool import ServeRewardPool
+from reward_servers.readiness import Patience
 from tests.reward_replicas import replica_pids
 
 pytestmark = pytest.mark.system
@@ -163,11 +167,70 @@ def test_a_killed_replica_is_replaced_and_the_request_repeated(
     assert not before & replica_pids()
 
 
+def test_a_group_larger_than_a_batch_is_scored_and_a_request_larger_than_one_refused(
+    cluster: None, rollouts: list[Rollout]
+) -> None:
+    """A scorer would get more videos than its memory was measured with; a group would never be scored."""
+    reward = REWARDS[0].model_copy(update={"max_batch_size": 2})
+    name = ServerSpec.of(reward).app_name
+
+    async def run() -> tuple[list[Scores], list[Scores]]:
+        pool, local = ServeRewardPool([reward], keep_servers=False), LocalRewardPool([reward])
+        view = LocalRewardPool(REWARDS).views.index(pool.views[0])
+        group = [replace(r, views=(r.views[view],)) for r in rollouts[:4]]
+        await pool.start()
+        scores = await pool.score(in_store(group))
+        (server,) = await asyncio.to_thread(reports_of, name)
+        assert server.num_videos == 4 and max(server.batch_sizes) <= 2
+        handle = handle_of(name)
+        request = ScoreRequest("large", tuple(ray.put(r.views[0]) for r in group[:3]), ("a caption",) * 3)
+        with pytest.raises(DataFailure, match=r"request large brings 3 videos; .* at most 2 together"):
+            await handle.score.remote(request)
+        await handle.shutdown_async()
+        await pool.stop()
+        return scores, await local.score(group)
+
+    served, local = asyncio.run(run())
+    assert [s.values for s in served] == [pytest.approx(s.values, abs=2e-5) for s in local]
+    assert len({s.values["tiny_clip"] for s in served}) == 4
+
+
+def test_a_server_that_is_starting_is_waited_for_and_one_without_room_is_taken_back(cluster: None) -> None:
+    """Serve waits for ever, and what waits takes the room of others as soon as there is some."""
+    starting = ServerSpec.of(RewardConfig(key="image_quality", num_cpus=0.1))
+    serve.start(http_options=HTTPOptions(location=ProxyLocation.Disabled))
+    deploy._deploy_missing([starting])
+    assert [s.status for s in status() if s.name == starting.app_name] == ["DEPLOYING"]
+    deploy.ensure([starting], Patience(60, 60))
+    assert [s.status for s in status() if s.name == starting.app_name] == ["RUNNING"]
+
+    too_large = RewardConfig(key="image_quality", num_cpus=1000)
+    pool = ServeRewardPool([too_large], patience=Patience(2, 1000))
+    with pytest.raises(ConfigError, match=r"no room for reward-image_quality-.* after 2 s"):
+        asyncio.run(pool.start())
+
+    larger = too_large.model_copy(update={"num_cpus": 2000})
+
+    async def stopped() -> None:
+        start = asyncio.create_task(ServeRewardPool([larger], patience=Patience(1000, 1000)).start())
+        await asyncio.sleep(2)
+        start.cancel()
+        await asyncio.gather(start, return_exceptions=True)
+
+    began = time.monotonic()
+    asyncio.run(stopped())
+    print(f"stopped {time.monotonic() - began - 2:.1f} s after it was asked to")
+    assert time.monotonic() - began < 60
+    names = {ServerSpec.of(each).app_name for each in (too_large, larger)}
+    assert {server.status for server in status() if server.name in names} <= {"DELETING"}, "or gone"
+    down([starting.app_name])
+
+
 def test_servers_that_were_taken_down_are_gone(cluster: None, rollouts: list[Rollout]) -> None:
     """They hold GPUs that somebody else wants."""
     gone, kept = sorted(NAMES)
     down([gone])
-    assert [server.name for server in status()] == [kept]
+    assert [server.name for server in status() if server.name in NAMES] == [kept]
     deadline = time.monotonic() + 20
     while len(replica_pids()) > 1 and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -11,7 +11,7 @@ ATTENTION_OPERATORS = ("scaled_dot_product", "flash_attn", "flash_attention")
 """Parts of the names of what the attention kernels call: torch's own, FlashAttention 2 and 3."""
 
 
-def attention_kept() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def attention_kept() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """What `torch.utils.checkpoint` takes as `context_fn`."""
     return create_selective_checkpoint_contexts(_policy)
 

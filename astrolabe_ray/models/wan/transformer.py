@@ -18,7 +18,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from astrolabe_ray.models.wan.architecture import WanArchitecture
 from astrolabe_ray.models.wan.attention import clean_context_spans, noisy_context_spans, span_attention
@@ -142,8 +142,8 @@ class CausalWanModel(nn.Module):
             seen = None if past is None else partial(past.read, layer)
             inputs = (x_BTSD, e_BT16D, text_BLD, span_attention(spans, rotations, kernel, seen))
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                how = {"context_fn": attention_kept} if self.keep_attention else {}
-                x_BTSD = checkpoint(block, *inputs, use_reentrant=False, **how)
+                what_stays = attention_kept if self.keep_attention else noop_context_fn
+                x_BTSD = checkpoint(block, *inputs, use_reentrant=False, context_fn=what_stays)
             else:
                 x_BTSD = block(*inputs)
         return self.head(x_BTSD[:, -num_frames:], e_BTD[:, -num_frames:].unsqueeze(2), grid)
