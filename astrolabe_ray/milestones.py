@@ -46,6 +46,7 @@ class Milestones:
         self._timeline, self._background, self._stop = timeline, background, stop
         self._on_progress, self._notes = on_progress, notes or {}
         self._checkpoints = checkpoints
+        self.saved_step: int | None = None  # of the newest checkpoint of this run, or of where it began
         self.health = HealthWatch(config, observer)
         self._running: asyncio.Task[None] | None = None
         self._running_step: int | None = None  # of the policy that is evaluated now
@@ -63,6 +64,7 @@ class Milestones:
         """Write a checkpoint, then delete what need not stay."""
         start = self._timeline.now()
         await self.learner.save(self._checkpoints / f"checkpoint-{step}", state | self._notes)
+        self.saved_step = step
         await asyncio.to_thread(self._prune)
         self._timeline.span("save", "learner", start, step=step)
         self._on_progress()

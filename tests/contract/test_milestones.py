@@ -115,3 +115,37 @@ def test_an_evaluation_that_a_resume_cut_off_is_made_up_for() -> None:
     assert [e.phase for e in outcome.evaluations] == ["before", "step-4", "after"]
     assert outcome.evaluations[1:] == whole[2:]
     assert resumed.notebook.notes == ["evaluations of steps [2] were not finished; their policies are gone"]
+
+
+def test_a_stop_between_a_save_and_its_evaluation_costs_no_evaluation() -> None:
+    """The best policy may have been the one that was saved last."""
+    settings = config(num_steps=4, evaluation=EVALUATION | {"every_steps": 2})
+    first = Stage(settings)
+    first.notebook.on_step = lambda: first.stop.set() if first.learner.version.step == 2 else None
+    outcome = asyncio.run(first.run())
+    assert [e.phase for e in outcome.evaluations] == ["before"]
+    assert [name for name, _ in first.learner.saved] == ["checkpoint-2"]
+    resumed = Stage(settings, resume_from=Path("checkpoint-2"))
+    resumed.learner.resume_state = first.learner.saved[0][1]
+    resumed.controller.milestones.evaluations = outcome.evaluations
+    phases = [(e.phase, e.version.step) for e in asyncio.run(resumed.run()).evaluations]
+    assert phases == [("before", 0), ("step-2", 2), ("after", 4)]
+
+
+def test_a_run_that_was_stopped_before_its_first_step_is_not_evaluated_twice() -> None:
+    """Minutes for numbers that are known, and two first points in every curve."""
+    first = Stage(config())
+    generate = first.pool.generate
+
+    async def stop_then(request: RolloutRequest, *, pinned: PublishedPolicy | None = None) -> list[Rollout]:
+        if request.group_id.startswith("train"):
+            first.stop.set()
+        return await generate(request, pinned=pinned)
+
+    first.pool.generate = stop_then  # type: ignore[method-assign]
+    outcome = asyncio.run(first.run())
+    assert [name for name, _ in first.learner.saved] == ["checkpoint-0"]
+    resumed = Stage(config(), resume_from=Path("checkpoint-0"))
+    resumed.controller.milestones.evaluations = list(outcome.evaluations)
+    assert [e.phase for e in asyncio.run(resumed.run()).evaluations] == ["before", "after"]
+    assert not any(request.group_id.startswith("eval-before") for request in resumed.pool.requests)
