@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
 
 from astrolabe_ray.background import Background
 from astrolabe_ray.checkpoint_folders import best_step, checkpoints, delete, surplus
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.health.watch import HealthWatch
+from astrolabe_ray.report.statistics import comparable_means
 from astrolabe_ray.roles import Learner, RunObserver
 from astrolabe_ray.timeline import Timeline
 from astrolabe_ray.types import ControllerState, Evaluation, PublishedPolicy
@@ -115,7 +115,9 @@ class Milestones:
         settings, there = self.config.checkpoint, checkpoints(self._checkpoints)
         keep: set[int | None] = set()
         if settings.keep_best:
-            rewards = {e.version.step: fmean(r.total for r in e.records) for e in self.evaluations}
-            keep = {best_step(there, rewards), self._running_step}
+            totals = {
+                e.version.step: {(r.prompt, r.seed): r.total for r in e.records} for e in self.evaluations
+            }
+            keep = {best_step(there, comparable_means(totals)), self._running_step}
         for path in surplus(there, settings.keep_last, {step for step in keep if step is not None}):
             delete(path)
