@@ -8,11 +8,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from statistics import fmean
+from typing import TypeVar
 
 import numpy as np
 
 from astrolabe_ray.report.student import t_quantile
 from astrolabe_ray.types import EvalRecord, Evaluation
+
+Video = TypeVar("Video", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def _pairs(before: Evaluation, after: Evaluation) -> list[tuple[EvalRecord, Eval
     return [(record, second[key]) for key, record in first.items() if key in second]
 
 
-def comparable_means(totals: Mapping[int, Mapping[Hashable, float]]) -> dict[int, float]:
+def comparable_means(totals: Mapping[int, Mapping[Video, float]]) -> dict[int, float]:
     """Step -> mean total over the videos that all evaluations have, so that a hard prompt which one of them
     left out makes it no better. `totals`: step -> video -> total. Evaluations that share no video, of a run
     that went on with other prompts or seeds, count by their own.
