@@ -15,9 +15,10 @@ from pathlib import Path
 from astrolabe_ray.background import Background
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.data.group_sampler import GroupSampler
-from astrolabe_ray.errors import DataFailure, InfraFailure, PayloadsLost
+from astrolabe_ray.errors import DataFailure, InfraFailure, LearnerLost, PayloadsLost
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.group_requests import group_requests
+from astrolabe_ray.last_save import last_save
 from astrolabe_ray.learner_lives import outlive_learner, take_up
 from astrolabe_ray.milestones import Milestones
 from astrolabe_ray.roles import Learner, RewardPool, RolloutPool, RunObserver
@@ -25,10 +26,12 @@ from astrolabe_ray.rollout_buffer import RolloutBuffer
 from astrolabe_ray.step_batch import StepBatches
 from astrolabe_ray.step_metrics import PhaseClock, step_metrics
 from astrolabe_ray.timeline import Timeline
+from astrolabe_ray.tracked_learner import TrackedLearner
 from astrolabe_ray.types import (
     Alarm,
     ControllerState,
     Evaluation,
+    PolicyVersion,
     Rollout,
     RolloutGroup,
     RolloutRequest,
@@ -87,19 +90,20 @@ class Controller:
         notes: ControllerState | None = None,
     ) -> None:
         self.config = config
-        self.rollouts, self.rewards, self.learner = rollouts, rewards, learner
+        self.rollouts, self.rewards, self.learner = rollouts, rewards, TrackedLearner(learner)
         self.evaluator, self.prompts, self.observer = evaluator, prompts, observer
         self.stop, self.resume_from = stop, resume_from
-        self.channel = WeightChannel(learner, rollouts)
+        self.channel = WeightChannel(self.learner, rollouts)
         self.batches = StepBatches(config)
         self.buffer = RolloutBuffer(config.rollout.num_groups, config.rollout.max_policy_age)
         self._background, self._timeline = Background(), Timeline(observer)
         self._unscored: asyncio.Queue[tuple[int, str, list[Rollout]]] = asyncio.Queue()
         self._consecutive_drops = 0
+        self._unbooked: tuple[list[RolloutGroup], PolicyVersion] | None = None  # trained, not published yet
         self._watchdog = Watchdog(config.cluster.stall_timeout_s)
         self.milestones = Milestones(
             config,
-            learner=learner,
+            learner=self.learner,
             evaluator=evaluator,
             observer=observer,
             timeline=self._timeline,
@@ -136,7 +140,7 @@ class Controller:
     async def _carry_out(self, clock: PhaseClock) -> None:
         """Everything after the setup."""
         assert self.channel.newest is not None, "the setup published a policy"
-        if self.buffer.version.step == 0:
+        if self.buffer.version.step == 0 and not self.milestones.is_evaluated(0):
             with clock.phase("evaluate before"):
                 await self.milestones.evaluate("before", self.channel.newest)
         with clock.phase("train"):
@@ -163,19 +167,28 @@ class Controller:
         return True
 
     async def _train_all(self) -> None:
-        """Run the three loops and the watchdog; the first failure of any of them ends them all."""
+        """Run the three loops and the watchdog; the first failure of any of them ends them all, after a save
+        if the learner had no part in it."""
         self._watchdog.moved()
         self._background.failure, self._unscored = None, asyncio.Queue()  # of an earlier life of the learner
+        self._unbooked = None
         train = self._background.spawn(self._train_loop())
         watch = self._watchdog.watch(self._where)
         for loop in (self._rollout_loop(), self._score_loop(), watch, self._wake_on_stop()):
             self._background.spawn(loop)
         try:
-            while not train.done():
-                if self._background.failure is not None:
-                    raise self._background.failure
+            while not train.done() and self._background.failure is None:
                 await self._background.moved()
-            train.result()
+            failure = self._background.failure or train.exception()
+            if isinstance(failure, LearnerLost):
+                raise failure
+            if failure is not None:
+                self.stop.set()  # the step under way is the last
+                limit = self.config.learner.step_timeout_s
+                save = self._save_after_failure
+                told = last_save(failure, learner=self.learner, train=train, save=save, timeout_s=limit)
+                self.observer.note(await told)
+                raise failure
         finally:
             await self._background.cancel()
 
@@ -245,7 +258,8 @@ class Controller:
                 await self._between_steps()
             if self.milestones.health.stopped_by is not None:
                 self.stop.set()
-        await self._save()
+        if self._background.failure is None:  # or the save is whoever's who looks after the failure
+            await self._save()
         await self.milestones.finish_evaluation()
 
     async def _between_steps(self) -> None:
@@ -285,6 +299,7 @@ class Controller:
         if result is None:
             return False
         self.batches.commit()
+        self._unbooked = groups, result.version
         self._timeline.span("train", "learner", train_start, step=result.version.step)
         publish_start = self._timeline.now()
         await self.channel.publish()
@@ -293,6 +308,7 @@ class Controller:
         self._timeline.span("publish", "learner", publish_start, step=result.version.step)
         ages = [self.buffer.age(r.policy_version) for group in groups for r in group.rollouts]
         self.buffer.trained(groups, result.version)
+        self._unbooked = None
         metrics = step_metrics(groups, made.totals, ages, result) | made.metrics
         metrics |= {
             "groups/dropped": float(self.buffer.num_dropped),
@@ -324,6 +340,17 @@ class Controller:
     async def _save(self) -> None:
         state = self.buffer.state() | self.batches.state() | self.milestones.health.state()
         await self.milestones.save(self.buffer.version.step, state)
+
+    async def _save_after_failure(self) -> str | None:
+        """Save the newest trained step, published or not; None if that was done before."""
+        if self._unbooked is not None:
+            self.buffer.trained(*self._unbooked)
+            self._unbooked = None
+        step = self.buffer.version.step
+        if step == self.milestones.saved_step:
+            return None
+        await self._save()
+        return f"checkpoint-{step}"
 
     def _where(self) -> str:
         """The stage and the oldest item, for who looks into a run that stands still."""

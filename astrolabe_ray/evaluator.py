@@ -17,7 +17,7 @@ from astrolabe_ray.config.plan import eval_prompts_in_flight
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.config.train_window import evaluation_frames
 from astrolabe_ray.data.group_sampler import rollout_seed
-from astrolabe_ray.errors import PayloadsLost, WeightMismatch
+from astrolabe_ray.errors import DataFailure, PayloadsLost, WeightMismatch
 from astrolabe_ray.roles import Gallery, RewardPool, RolloutPool, RunObserver
 from astrolabe_ray.step_metrics import total_reward
 from astrolabe_ray.types import (
@@ -79,18 +79,26 @@ class Evaluator:
         on_progress: Callable[[], None] = lambda: None,
         is_beside_training: bool = False,
     ) -> Evaluation:
-        """All prompts, a group each. The first video of the first prompts is kept to be shown.
+        """All prompts, a group each. The first video of the first prompts is kept to be shown. A prompt that
+        cannot be sampled or scored is left out, and named.
 
         `on_progress` is called for each finished request and each finished prompt. Beside training it is
-        the steps whose progress people see. Raises WeightMismatch for a video of any other policy.
+        the steps whose progress people see. Raises WeightMismatch for a video of any other policy, and
+        DataFailure as soon as more than half of the prompts are left out.
         """
         if not is_beside_training:
             self.observer.phase(f"evaluate {phase}", len(self.prompts))
         room = asyncio.Semaphore(eval_prompts_in_flight(self.config))
+        left_out: list[int] = []
 
-        async def prompt(number: int) -> PromptResult:
+        async def prompt(number: int) -> PromptResult | None:
             async with room:
-                result = await self._prompt(number, phase, policy, on_progress)
+                try:
+                    result = await self._prompt(number, phase, policy, on_progress)
+                except DataFailure as failure:
+                    left_out.append(number)
+                    self._leave_out(phase, left_out, failure)
+                    result = None
             if not is_beside_training:
                 self.observer.advance()
             on_progress()
@@ -98,7 +106,7 @@ class Evaluator:
 
         tasks = [asyncio.ensure_future(prompt(number)) for number in range(len(self.prompts))]
         try:
-            results = await asyncio.gather(*tasks)
+            results = [result for result in await asyncio.gather(*tasks) if result is not None]
         finally:  # after a failure the others would go on
             for task in tasks:
                 task.cancel()
@@ -108,6 +116,7 @@ class Evaluator:
             tuple(record for result in results for record in result.records),
             fmean(result.diversity for result in results),
             {name: fmean(result.looks[name] for result in results) for name in results[0].looks},
+            tuple(sorted(left_out)),
         )
 
     def is_comparable(self, evaluation: Evaluation) -> bool:
@@ -116,6 +125,7 @@ class Evaluator:
         expected = [
             (prompt, rollout_seed(self.config.evaluation.seed, 0, number, i))
             for number, prompt in enumerate(self.prompts)
+            if number not in evaluation.left_out
             for i in range(self.config.evaluation.rollouts_per_prompt)
         ]
         records = evaluation.records
@@ -124,6 +134,16 @@ class Evaluator:
             and math.isclose(record.total, sum(weights[key] * record.scores[key] for key in weights))
             for record in records
         )
+
+    def _leave_out(self, phase: str, left_out: Sequence[int], failure: DataFailure) -> None:
+        """Name the last of `left_out`. Raises DataFailure once they are more than half."""
+        prompt, total = self.prompts[left_out[-1]], len(self.prompts)
+        self.observer.note(f"held-out prompt {prompt!r} is left out of evaluation {phase}: {failure}")
+        if 2 * len(left_out) > total:
+            raise DataFailure(
+                f"evaluation {phase} had to leave out {len(left_out)} of {total} held-out prompts, more than "
+                f"half. The last one, {prompt!r}: {failure}"
+            ) from failure
 
     async def _prompt(
         self, number: int, phase: str, policy: PublishedPolicy, on_progress: Callable[[], None]

@@ -57,6 +57,7 @@ async def take_up(run: Controller, checkpoint: Path | None) -> None:
     policy = await run.channel.publish()
     await run.channel.prove()
     run.buffer.version = policy.manifest.version
+    run.milestones.saved_step = run.buffer.version.step  # nothing is new yet
 
 
 async def _begin_life(run: Controller, checkpoint: Path) -> bool:

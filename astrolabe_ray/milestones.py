@@ -10,13 +10,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
 
 from astrolabe_ray.background import Background
 from astrolabe_ray.checkpoint_folders import best_step, checkpoints, delete, surplus
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.health.watch import HealthWatch
+from astrolabe_ray.report.statistics import comparable_means
 from astrolabe_ray.roles import Learner, RunObserver
 from astrolabe_ray.timeline import Timeline
 from astrolabe_ray.types import ControllerState, Evaluation, PublishedPolicy
@@ -49,6 +49,7 @@ class Milestones:
         self._timeline, self._background, self._stop = timeline, background, stop
         self._on_progress, self._notes = on_progress, notes or {}
         self._checkpoints = checkpoints
+        self.saved_step: int | None = None  # of the newest checkpoint of this run, or of where it began
         self.health = HealthWatch(config, observer)
         self._running: asyncio.Task[None] | None = None
         self._running_step: int | None = None  # of the policy that is evaluated now
@@ -66,6 +67,7 @@ class Milestones:
         """Write a checkpoint, then delete what need not stay."""
         start = self._timeline.now()
         await self.learner.save(self._checkpoints / f"checkpoint-{step}", state | self._notes)
+        self.saved_step = step
         await asyncio.to_thread(self._prune)
         self._timeline.span("save", "learner", start, step=step)
         self._on_progress()
@@ -126,8 +128,10 @@ class Milestones:
         settings, there = self.config.checkpoint, checkpoints(self._checkpoints)
         keep: set[int | None] = set()
         if settings.keep_best:
-            rewards = {e.version.step: fmean(r.total for r in e.records) for e in self.evaluations}
-            keep = {best_step(there, rewards), self._running_step}
+            totals = {
+                e.version.step: {(r.prompt, r.seed): r.total for r in e.records} for e in self.evaluations
+            }
+            keep = {best_step(there, comparable_means(totals)), self._running_step}
         for path in surplus(there, settings.keep_last, {step for step in keep if step is not None}):
             try:
                 delete(path)

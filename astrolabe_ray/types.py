@@ -229,6 +229,7 @@ class Evaluation:
     records: tuple[EvalRecord, ...]
     diversity: float  # mean over prompts of Gallery.diversity
     looks: dict[str, float] = field(default_factory=dict)  # mean over prompts of Gallery.looks
+    left_out: tuple[int, ...] = ()  # numbers of held-out prompts that could not be sampled or scored
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from statistics import fmean
 from typing import get_args
 
 import typer
@@ -22,6 +21,7 @@ from astrolabe_ray.checkpoint_folders import (
 from astrolabe_ray.cli.sizes import bytes_in, size
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.report.run_dir import RunDir, read_lines
+from astrolabe_ray.report.statistics import comparable_means
 
 WEIGHTS = {"ema": "ema", "raw": "default", "old": "old"}
 """What people call the weights, and the adapter that they are."""
@@ -112,9 +112,11 @@ def prune_checkpoints(run: Path, *, keep: int, keep_best: bool, is_real: bool) -
 
 
 def heldout_rewards(run: Path) -> dict[int, float]:
-    """Mean held-out reward by the step of the policy that was evaluated."""
+    """Mean held-out reward by the step of the policy that was evaluated, over the same videos."""
     lines = read_lines(RunDir(run).evaluations)
-    return {line["step"]: fmean(record["total"] for record in line["records"]) for line in lines}
+    return comparable_means(
+        {line["step"]: {(r["prompt"], r["seed"]): r["total"] for r in line["records"]} for line in lines}
+    )
 
 
 def _found(run: Path) -> list[Path]:

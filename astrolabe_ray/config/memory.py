@@ -82,20 +82,20 @@ def rollout_actor(config: RunConfig, sizes: ModelSizes) -> Parts:
 def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
     """A step on microbatches of `learner.micro_batch_size`."""
     c, a, width = config.learner, sizes.transformer, _bytes_per_value(config.model)
-    lora = lora_params(a, config.lora.rank)
-    has_reference = config.model.lora_init is not None or config.algorithm.kl_samples == "disagreeing"
-    adapters = 3 if has_reference else 2  # default, old, and a reference that is not the base
+    lora, lora_width = lora_params(a, config.lora.rank), 2 if config.lora.dtype == "bfloat16" else 4
+    adapters = 3 if has_reference(config) else 2  # default, old, and a reference that is not the base
     share = {stage: c.num_ranks if c.zero_stage >= stage else 1 for stage in (1, 2, 3)}
     tokens = c.micro_batch_size * train_frames(config) * _tokens(config.model)
     block = tokens * block_bytes_per_token(a, width)
     context = longest_rollout(config) - window_frames(config)
-    kept = width * tokens * a.dim if c.gradient_checkpointing else block
+    input_bytes = tokens * (width * a.dim + (attention_bytes_per_token(a, width) if c.keep_attention else 0))
+    kept = input_bytes if c.gradient_checkpointing else block
     passing = tokens * (width + 4) * a.ffn_dim  # gradients of the widest map
     parts: Parts = {
         "base weights": width * transformer_params(a) / share[3],
-        "adapters": 4 * adapters * lora / share[3],
-        "Adam": (8 if c.zero_stage == 0 else 12) * lora / share[1],  # ZeRO updates a copy of its own
-        "gradients": 4 * lora / share[2],
+        "adapters": lora_width * adapters * lora / share[3],
+        "Adam": (2 * lora_width if c.zero_stage == 0 else 12) * lora / share[1],  # ZeRO updates its own copy
+        "gradients": lora_width * lora / share[2],
         "text encoder": width * sizes.text_encoder,
         "kept activations": a.num_layers * kept,
         "activations of a block": passing + (block if c.gradient_checkpointing else 0),
@@ -105,7 +105,24 @@ def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
         parts["KV of earlier frames"] = kv_cache_bytes(config.model, a, c.micro_batch_size, context)
     if c.text_encoder_on_host:
         _let_visit(parts, "text encoder", before=("kept activations", "activations of a block"))
+    if c.num_gpus and c.offload_optimizer:
+        parts["Adam"] = 0.0
+    if not c.num_gpus:  # else they are in other memory than the rest
+        parts["policies beside the model"] = host_policies(config) * 4 * lora
     return _with_cuda(parts, c.num_gpus)
+
+
+def has_reference(config: RunConfig) -> bool:
+    """Whether the reference policy of the KL penalty is an adapter, not the base without any."""
+    starts_there = config.algorithm.kl_reference == "start" and config.model.lora_init is not None
+    return starts_there or config.algorithm.kl_samples == "disagreeing"
+
+
+def host_policies(config: RunConfig) -> int:
+    """Whole adapters in float32 that a rank keeps in host memory at the end of a step: behaviour policies of
+    every age and the one that is forgotten next, EMA, the trained one as it is and as it was."""
+    ages = config.rollout.max_policy_age + 1
+    return (ages + 1) + 1 + 2
 
 
 def transformer_params(a: WanArchitecture) -> int:
@@ -137,6 +154,11 @@ def block_bytes_per_token(a: WanArchitecture, width: int) -> int:
     autograd saves for 21 frames; longer videos keep a few more copies of keys and values.
     """
     return (8 * width + 54) * a.dim + (width + 4) * a.ffn_dim
+
+
+def attention_bytes_per_token(a: WanArchitecture, width: int) -> int:
+    """Results of a block's two attentions: a vector, and a float32 number for each head."""
+    return 2 * (width * a.dim + 4 * a.num_heads)
 
 
 def kv_cache_bytes(model: ModelConfig, a: WanArchitecture, batch: int, num_latent_frames: int) -> int:

@@ -56,6 +56,7 @@ METRICS = (
     Metric("groups/redone", "groups", "rolled out again so far because frames or latents were lost"),
     Metric("rollouts_per_s", "1/s", "rollouts trained on per second of the step"),
     Metric("heldout/step", "steps", "optimizer steps of the policy that the held-out numbers are of"),
+    Metric("heldout/left_out", "prompts", "held-out prompts that could not be sampled or scored"),
     Metric("heldout/*", "score", "mean over the held-out videos; diversity: their distance to each other"),
     Metric("heldout_gain/*", "score", "mean paired difference to the first evaluation"),
     Metric("heldout_gain_ci95/*", "score", "half the width of that difference's 95 % confidence interval"),

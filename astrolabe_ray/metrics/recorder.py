@@ -78,6 +78,7 @@ class RunRecorder:
                 "step": evaluation.version.step,
                 "diversity": evaluation.diversity,
                 "looks": evaluation.looks,
+                "left_out": list(evaluation.left_out),
                 "records": records,
             },
         )
@@ -131,6 +132,7 @@ def heldout_metrics(evaluation: Evaluation) -> dict[str, float]:
     """Mean of the total and of each reward over the held-out videos, their diversity, and whose they are."""
     records = evaluation.records
     metrics = {"heldout/step": float(evaluation.version.step)}
+    metrics |= {"heldout/left_out": float(len(evaluation.left_out))}
     metrics |= {"heldout/total": fmean(record.total for record in records)}
     for key in records[0].scores:
         metrics[f"heldout/{key}"] = fmean(record.scores[key] for record in records)

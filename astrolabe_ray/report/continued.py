@@ -60,9 +60,8 @@ def take_over(checkpoint: Path, run_dir: RunDir) -> Earlier:
 def _evaluation(line: Json) -> Evaluation:
     """Inverse of what `RunRecorder.evaluated` writes; videos are in files."""
     records = tuple(EvalRecord(**record) for record in line["records"])
-    return Evaluation(
-        line["phase"], PolicyVersion(step=line["step"]), records, line["diversity"], line.get("looks", {})
-    )
+    version, left_out = PolicyVersion(step=line["step"]), tuple(line.get("left_out", ()))
+    return Evaluation(line["phase"], version, records, line["diversity"], line.get("looks", {}), left_out)
 
 
 def _copy_videos(old: RunDir, run_dir: RunDir, phases: set[str]) -> None:

@@ -161,7 +161,7 @@ def _progress(summary: Json) -> str:
             f"{100 * total['win_rate']:.0f} %",
         ]
         for evaluation in summary.get("evaluations", [])
-        if (total := evaluation["heldout"]["total"])
+        if (total := evaluation["heldout"].get("total"))
     ]
     return _table(["evaluation", "held-out reward", "difference", "95 %", "better"], rows) if rows else ""
 

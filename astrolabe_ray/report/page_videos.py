@@ -15,9 +15,12 @@ def video_pairs(run_dir: RunDir) -> str:
     if not index:
         return '<p class="nothing">No videos were written.</p>'
     first, last = index[0]["phase"], index[-1]["phase"]
+    videos: dict[tuple[str, int], list[Json]] = {}
+    for entry in index:
+        if entry["phase"] in (first, last):
+            videos.setdefault((entry["prompt"], entry["seed"]), []).append(entry)
     cards = []
-    for number in dict.fromkeys(entry["number"] for entry in index):
-        shown = [e for e in index if e["number"] == number and e["phase"] in (first, last)]
+    for shown in videos.values():
         pair = "".join(_video(run_dir, entry) for entry in shown)
         cards.append(
             f'<article><h3>{escape(shown[0]["prompt"])}</h3><div class="pair">{pair}</div></article>'

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from statistics import fmean
+from typing import TypeVar
 
 import numpy as np
 
 from astrolabe_ray.report.student import t_quantile
-from astrolabe_ray.types import Evaluation
+from astrolabe_ray.types import EvalRecord, Evaluation
+
+Video = TypeVar("Video", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -67,25 +70,45 @@ def _freedom(clusters: Sequence[Hashable]) -> int:
 
 
 def is_paired(before: Evaluation, after: Evaluation) -> bool:
-    """Whether both are of the same prompts, seeds and rewards, two videos or more."""
-    first, second = ([(r.prompt, r.seed, *r.scores) for r in e.records] for e in (before, after))
-    return first == second and len(first) > 1
+    """Whether both are of the same prompts, seeds and rewards, with two videos or more that both have."""
+    pairs = _pairs(before, after)
+    return pairs is not None and len(pairs) > 1
 
 
 def compare(before: Evaluation, after: Evaluation) -> dict[str, dict[str, float]]:
-    """`Paired` of the total and of each reward, as plain numbers.
+    """`Paired` of the total and of each reward, as plain numbers, over the videos that both have.
 
     Raises ValueError if the two evaluations are not of the same prompts and seeds.
     """
-    if [(r.prompt, r.seed) for r in before.records] != [(r.prompt, r.seed) for r in after.records]:
+    if not (pairs := _pairs(before, after)):
         raise ValueError(f"'{before.phase}' and '{after.phase}' are not of the same prompts and seeds")
-    prompts = [r.prompt for r in before.records]
-    compared = {"total": paired([r.total for r in before.records], [r.total for r in after.records], prompts)}
-    for key in before.records[0].scores:
-        compared[key] = paired(
-            [r.scores[key] for r in before.records], [r.scores[key] for r in after.records], prompts
-        )
+    prompts = [first.prompt for first, _ in pairs]
+    compared = {"total": paired([a.total for a, _ in pairs], [b.total for _, b in pairs], prompts)}
+    for key in pairs[0][0].scores:
+        compared[key] = paired([a.scores[key] for a, _ in pairs], [b.scores[key] for _, b in pairs], prompts)
     return {key: asdict(value) for key, value in compared.items()}
+
+
+def _pairs(before: Evaluation, after: Evaluation) -> list[tuple[EvalRecord, EvalRecord]] | None:
+    """Videos of the same prompt and seed; None if one lacks a video without having left out a prompt."""
+    first, second = ({(r.prompt, r.seed, *r.scores): r for r in e.records} for e in (before, after))
+    if first.keys() - second.keys() and not after.left_out:
+        return None
+    if second.keys() - first.keys() and not before.left_out:
+        return None
+    return [(record, second[key]) for key, record in first.items() if key in second]
+
+
+def comparable_means(totals: Mapping[int, Mapping[Video, float]]) -> dict[int, float]:
+    """Step -> mean total over the videos that all evaluations have, so that a hard prompt which one of them
+    left out makes it no better. `totals`: step -> video -> total. Evaluations that share no video, of a run
+    that went on with other prompts or seeds, count by their own.
+    """
+    common = set.intersection(*(set(videos) for videos in totals.values())) if totals else set()
+    return {
+        step: fmean(total for video, total in videos.items() if not common or video in common)
+        for step, videos in totals.items()
+    }
 
 
 def diversity(videos: Sequence[np.ndarray]) -> float:

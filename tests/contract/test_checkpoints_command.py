@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -42,8 +43,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = resumable(write_tiny_model(root / "model"), root / "logs", num_steps=3)
     evaluation = config.evaluation.model_copy(update={"every_steps": 0, "num_prompts": 1})
     run_dir = carry_on(config.model_copy(update={"evaluation": evaluation}))
-    rows = (f'{{"step": {step}, "records": [{{"total": {r}}}]}}\n' for step, r in REWARDS.items())
-    run_dir.evaluations.write_text("".join(rows))
+    rows = (
+        {"step": step, "records": [{"prompt": "a", "seed": 1, "total": r}]} for step, r in REWARDS.items()
+    )
+    run_dir.evaluations.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return run_dir.path
 
 

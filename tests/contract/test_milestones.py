@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from astrolabe_ray.errors import WeightMismatch
+from astrolabe_ray.errors import DataFailure, WeightMismatch
+from astrolabe_ray.report.summary import summarise
 from astrolabe_ray.types import ControllerState, PublishedPolicy, Rollout, RolloutRequest, Scores
 from tests.contract.test_controller import FakeLearner, Stage, config
 
@@ -115,3 +117,82 @@ def test_an_evaluation_that_a_resume_cut_off_is_made_up_for() -> None:
     assert [e.phase for e in outcome.evaluations] == ["before", "step-4", "after"]
     assert outcome.evaluations[1:] == whole[2:]
     assert resumed.notebook.notes == ["evaluations of steps [2] were not finished; their policies are gone"]
+
+
+def test_a_stop_between_a_save_and_its_evaluation_costs_no_evaluation() -> None:
+    """The best policy may have been the one that was saved last."""
+    settings = config(num_steps=4, evaluation=EVALUATION | {"every_steps": 2})
+    first = Stage(settings)
+    first.notebook.on_step = lambda: first.stop.set() if first.learner.version.step == 2 else None
+    outcome = asyncio.run(first.run())
+    assert [e.phase for e in outcome.evaluations] == ["before"]
+    assert [name for name, _ in first.learner.saved] == ["checkpoint-2"]
+    resumed = Stage(settings, resume_from=Path("checkpoint-2"))
+    resumed.learner.resume_state = first.learner.saved[0][1]
+    resumed.controller.milestones.evaluations = outcome.evaluations
+    phases = [(e.phase, e.version.step) for e in asyncio.run(resumed.run()).evaluations]
+    assert phases == [("before", 0), ("step-2", 2), ("after", 4)]
+
+
+def test_a_run_that_was_stopped_before_its_first_step_is_not_evaluated_twice() -> None:
+    """Minutes for numbers that are known, and two first points in every curve."""
+    first = Stage(config())
+    generate = first.pool.generate
+
+    async def stop_then(request: RolloutRequest, *, pinned: PublishedPolicy | None = None) -> list[Rollout]:
+        if request.group_id.startswith("train"):
+            first.stop.set()
+        return await generate(request, pinned=pinned)
+
+    first.pool.generate = stop_then  # type: ignore[method-assign]
+    outcome = asyncio.run(first.run())
+    assert [name for name, _ in first.learner.saved] == ["checkpoint-0"]
+    resumed = Stage(config(), resume_from=Path("checkpoint-0"))
+    resumed.controller.milestones.evaluations = list(outcome.evaluations)
+    assert [e.phase for e in asyncio.run(resumed.run()).evaluations] == ["before", "after"]
+    assert not any(request.group_id.startswith("eval-before") for request in resumed.pool.requests)
+
+
+def unscorable(stage: Stage, groups: set[str]) -> None:
+    """Scores of these groups are not finite."""
+    score = stage.rewards.score
+
+    async def not_finite(rollouts: Sequence[Rollout]) -> list[Scores]:
+        if rollouts[0].group_id in groups:
+            raise DataFailure("score 'fun' is nan")
+        return await score(rollouts)
+
+    stage.rewards.score = not_finite  # type: ignore[method-assign]
+
+
+def test_a_held_out_prompt_that_cannot_be_scored_is_left_out_and_named() -> None:
+    """One number that was not finite ended a run of days; a zero in its place would be an effect."""
+    settings = config(num_steps=4, evaluation=EVALUATION | {"every_steps": 2})
+    whole, hit = Stage(settings), Stage(settings)
+    unscorable(hit, {"eval-step-2-1"})
+    expected, outcome = asyncio.run(whole.run()).evaluations, asyncio.run(hit.run())
+    before, middle, after = outcome.evaluations
+    assert [(e.phase, e.left_out) for e in outcome.evaluations] == [
+        ("before", ()),
+        ("step-2", (1,)),
+        ("after", ()),
+    ]
+    assert (before, after) == (expected[0], expected[2])
+    assert middle.records == expected[1].records[:2]
+    assert hit.notebook.notes == [
+        "held-out prompt 'held out b' is left out of evaluation step-2: score 'fun' is nan"
+    ]
+    assert hit.controller.evaluator.is_comparable(middle)
+    assert not hit.controller.evaluator.is_comparable(replace(middle, left_out=(0,)))
+    summary = summarise(outcome)
+    assert [e["heldout"]["total"]["num_videos"] for e in summary["evaluations"]] == [2, 4]
+    assert summary["left_out"] == {"before": 0, "step-2": 1, "after": 0}
+
+
+def test_an_evaluation_that_loses_more_than_half_of_its_prompts_ends_the_run() -> None:
+    """A scorer that broke: the rest would be taken for the whole."""
+    stage = Stage(config(num_steps=4, evaluation=EVALUATION | {"every_steps": 2}))
+    unscorable(stage, {"eval-step-2-0", "eval-step-2-1"})
+    with pytest.raises(DataFailure, match=r"step-2 had to leave out 2 of 2 .* score 'fun' is nan"):
+        asyncio.run(stage.run())
+    assert stage.learner.saved[-1][0] == f"checkpoint-{stage.learner.version.step}"

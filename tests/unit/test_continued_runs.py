@@ -9,7 +9,7 @@ import pytest
 
 from astrolabe_ray.report.continued import Earlier, take_over
 from astrolabe_ray.report.page import build_report
-from astrolabe_ray.report.run_dir import RunDir, read_json, read_lines, write_json
+from astrolabe_ray.report.run_dir import RunDir, read_json, read_lines, write_json, write_lines
 from astrolabe_ray.report.statistics import compare
 from tests.small_run import AFTER, BEFORE, CONFIG, MIDDLE, write_run
 
@@ -55,6 +55,18 @@ def test_its_page_shows_the_whole_run_up_to_the_checkpoint(finished: RunDir, ste
     for name in shown:
         assert (run_dir.eval_videos / name).read_bytes() == (finished.eval_videos / name).read_bytes()
     assert f"Steps up to {step} are those of {finished.path}," in build_report(run_dir).read_text()
+
+
+def test_a_continued_run_knows_what_an_evaluation_left_out(finished: RunDir) -> None:
+    """It would take an evaluation of the same run for one of other prompts, and compare nothing with it."""
+    lines = read_lines(finished.evaluations)
+    lines[0] |= {"left_out": [1]}
+    write_lines(
+        finished.evaluations,
+        [lines[0], *({k: v for k, v in x.items() if k != "left_out"} for x in lines[1:])],
+    )
+    _, earlier = continued(finished, 3)
+    assert [e.left_out for e in earlier.evaluations] == [(1,), ()], "earlier versions left out nothing"
 
 
 def test_a_checkpoint_without_its_run_is_continued_all_the_same(finished: RunDir, tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from safetensors import safe_open
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import UMT5Config, UMT5EncoderModel
 
 from astrolabe_ray.config.base_models import BASE_MODELS
@@ -16,6 +19,7 @@ from astrolabe_ray.config.loader import load
 from astrolabe_ray.config.memory import (
     DECODER_KEPT,
     GB,
+    attention_bytes_per_token,
     block_bytes_per_token,
     block_linear_params,
     kv_cache_bytes,
@@ -288,3 +292,64 @@ def test_one_gpu_of_80_gb_holds_a_run_of_the_1_3b_models() -> None:
         config = load(f"{ROOT / 'configs'}/nft_{model}.py:{model}_video_multi_reward_1gpu")
         found = memory_by_role(config)
         assert sum(sum(parts.values()) for parts in found.values()) / 2**30 < 78, model
+
+
+class AttentionResults(TorchDispatchMode):
+    """Bytes of what attention operators return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_bytes = 0
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = operator(*args, **(kwargs or {}))
+        if "scaled_dot_product" in str(operator):
+            self.num_bytes += sum(part.nbytes for part in result if isinstance(part, Tensor))
+        return result
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.bfloat16, 2), (torch.float32, 4)])
+def test_attention_that_is_kept_is_what_its_operators_return(dtype: torch.dtype, width: int) -> None:
+    """Checkpointing that keeps two vectors a token more than was planned for ends in the first step."""
+    a = WanArchitecture(192, 3, 2, 384, 64, 64, 16)
+    model = CausalWanModel(a).to(dtype).requires_grad_(False)
+    x = torch.randn(1, 21, 16, 8, 8)
+    with AttentionResults() as results:
+        model(x, torch.full((1, 21), 500.0), torch.randn(1, 16, 64), ContextRule(3, 12, 3), x, 0.0)
+    assert 2 * 39 * 16 * attention_bytes_per_token(a, width) == results.num_bytes
+
+
+def test_options_of_the_learner_count_in_its_memory() -> None:
+    """A dry run said that a card was too small for settings that were chosen to fit it, and the reverse."""
+    sizes, name, lora = MODEL_SIZES["longlive"], "longlive_video_hpsv3", 349_962_240
+    plain = learner_rank(preset(name), sizes)
+    away = learner_rank(preset(name, "learner.offload_optimizer=true"), sizes)
+    assert away == plain | {"Adam": 0}
+    kept = learner_rank(preset(name, "learner.keep_attention=true"), sizes)
+    assert kept["kept activations"] == 30 * 39 * 1560 * (3 * 1536 * 2 + 2 * 4 * 12)
+    small = learner_rank(preset(name, "learner.zero_stage=0", "lora.dtype=bfloat16"), sizes)
+    assert [small[part] for part in ("adapters", "Adam", "gradients")] == [4 * lora, 4 * lora, 2 * lora]
+
+
+def test_a_penalty_to_the_base_keeps_no_third_adapter() -> None:
+    """The base without adapters is there anyway, whatever LoRA training starts from."""
+    sizes, name = MODEL_SIZES["longlive"], "longlive_video_hpsv3_with_lora_init"
+    start, base = (
+        learner_rank(preset(name, f"algorithm.kl_reference={kind}"), sizes) for kind in ("start", "base")
+    )
+    assert start["adapters"] == 1.5 * base["adapters"]
+    moves = learner_rank(preset("longlive_video_hpsv3_gardo", "algorithm.kl_reference=base"), sizes)
+    assert moves["adapters"] == start["adapters"]
+
+
+def test_policies_in_host_memory_count_where_the_rank_lives_there() -> None:
+    """By hand, at age 1: three behaviour policies, EMA, and the trained one twice, for it is watched."""
+    config = load(f"{ROOT / 'configs'}/nft_tiny.py:tiny_sprites", ["rollout.max_policy_age=1"])
+    parts = learner_rank(config, MODEL_SIZES["tiny_sprites"])
+    lora = lora_params(SPRITES, config.lora.rank)
+    assert parts["policies beside the model"] == 6 * 4 * lora
+    assert "policies beside the model" not in learner_rank(
+        preset("longlive_video_hpsv3"), MODEL_SIZES["longlive"]
+    )

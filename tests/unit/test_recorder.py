@@ -134,6 +134,7 @@ def test_sinks_hear_everything_in_the_order_of_steps(tmp_path: Path) -> None:
     assert sink.told[0][2] == pytest.approx(
         {
             "heldout/step": 0.0,
+            "heldout/left_out": 0.0,
             "heldout/total": 1.0,
             "heldout/tiny_clip": 0.25,
             "heldout/image_quality": 0.5,

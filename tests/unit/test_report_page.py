@@ -14,6 +14,7 @@ from astrolabe_ray.cli.report import report
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.report.curves import reward_charts
 from astrolabe_ray.report.page import build_report
+from astrolabe_ray.report.page_videos import video_pairs
 from astrolabe_ray.report.run_dir import RunDir
 from tests.small_run import CONFIG, HOSTILE, PROMPTS, write_run
 
@@ -97,6 +98,23 @@ def test_each_prompt_has_its_video_before_and_after_byte_for_byte(run_dir: RunDi
         kind, data = (video["src"] or "").split(",", 1)
         assert kind == "data:video/mp4;base64"
         assert base64.b64decode(data) == (run_dir.eval_videos / phase / f"{number:03d}.mp4").read_bytes()
+
+
+def test_a_prompt_that_one_evaluation_left_out_stands_alone(tmp_path: Path) -> None:
+    """Paired by number, the first policy's video of one prompt stood beside the last one's of another."""
+    run_dir = write_run(tmp_path)
+    index_file = run_dir.eval_videos / "index.json"
+    index = json.loads(index_file.read_text())
+    kept = [e for e in index if (e["phase"], e["prompt"]) != ("after", HOSTILE)]
+    for entry in kept:
+        entry["number"] = 0 if entry["phase"] == "after" else entry["number"]
+    index_file.write_text(json.dumps(kept))
+    cards = video_pairs(run_dir).split("<article>")[1:]
+    assert [re.findall(r"<figcaption><span>(\S+)</span>", card) for card in cards] == [
+        ["before"],
+        ["before", "after"],
+    ]
+    assert [PROMPTS[1] in card for card in cards] == [False, True]
 
 
 def test_the_result_stands_above_everything(page: Page) -> None:

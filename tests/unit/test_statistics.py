@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from astrolabe_ray.report.statistics import clustered_se, compare, diversity, paired
+from astrolabe_ray.report.statistics import (
+    clustered_se,
+    comparable_means,
+    compare,
+    diversity,
+    is_paired,
+    paired,
+)
 from astrolabe_ray.types import EvalRecord, Evaluation, PolicyVersion
 
 
@@ -94,3 +103,25 @@ def test_diversity_is_the_mean_distance_of_pairs() -> None:
     assert diversity([black, bright, half]) == pytest.approx(0.8 * (1 + 2 * 0.5**0.5) / 3)
     assert diversity([bright, bright]) == 0.0
     assert diversity([bright]) == 0.0
+
+
+def test_evaluations_are_compared_on_the_videos_that_both_have() -> None:
+    """Paired by position, every video behind a prompt that was left out is compared with another one."""
+    whole = [("a", 1, 0.25), ("a", 2, 0.5), ("b", 3, 0.75), ("c", 5, 0.5)]
+    before = replace(evaluation("before", whole[1:]), left_out=(9,))
+    after = replace(
+        evaluation("after", [whole[0], *((p, s, x + 0.25) for p, s, x in whole[2:])]), left_out=(8,)
+    )
+    assert is_paired(before, after)
+    total = compare(before, after)["total"]
+    assert (total["num_videos"], total["reward_before"], total["paired_diff_mean"]) == (2, 1.25, 0.5)
+    assert not is_paired(before, replace(after, left_out=())), "a video is missing and nobody says why"
+    assert not is_paired(before, replace(evaluation("after", whole[:2]), left_out=(8,))), "one is no pair"
+
+
+def test_a_policy_is_not_the_best_because_a_hard_prompt_was_left_out() -> None:
+    """By hand: over a and b the second is worse, though its own mean is higher."""
+    totals = {1: {"a": 3.0, "b": 5.0, "hard": 0.0}, 2: {"a": 3.0, "b": 4.0}}
+    assert comparable_means(totals) == {1: 4.0, 2: 3.5}
+    assert comparable_means({1: {"a": 3.0}, 2: {"b": 4.0}}) == {1: 3.0, 2: 4.0}
+    assert comparable_means({}) == {}
