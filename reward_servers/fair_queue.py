@@ -61,7 +61,7 @@ class FairQueue:
             )
         waiting = Waiting(request, asyncio.get_running_loop().create_future())
         self._unanswered[client] += 1
-        waiting.answer.add_done_callback(lambda _: self._answered(client))
+        waiting.answer.add_done_callback(lambda _: self._answered(waiting))
         self._lines.setdefault(client, deque()).append(waiting)
         self._arrived.set()
         return waiting.answer
@@ -117,7 +117,14 @@ class FairQueue:
             self._lines[client] = line
         return waiting
 
-    def _answered(self, client: str) -> None:
+    def _answered(self, waiting: Waiting) -> None:
+        """Whoever asked has its answer, or has given up: then the request goes out of its line."""
+        client = waiting.request.client
         self._unanswered[client] -= 1
         if not self._unanswered[client]:
             del self._unanswered[client]
+        line = self._lines.get(client)
+        if line is not None and waiting in line:
+            line.remove(waiting)
+            if not line:
+                del self._lines[client]

@@ -190,7 +190,7 @@ class ServeRewardPool:
         window, backoff_s = self._windows[scorer], FIRST_BACKOFF_S
         while True:
             try:
-                answer = await asyncio.wait_for(self._handles[scorer].score.remote(request), timeout_s)
+                answer = await _answer_within(timeout_s, self._handles[scorer].score.remote(request))
             except (*RETRIED, rx.RayTaskError) as error:
                 cause = error.cause if isinstance(error, rx.RayTaskError) else error
                 if not isinstance(cause, (AstrolabeError, *RETRIED)):
@@ -213,3 +213,15 @@ class ServeRewardPool:
         """Of the rewards that share a server, the most requests."""
         asking = [keys for question, keys in self._questions.items() if question.scorer == scorer]
         return max(self._rewards[key].max_in_flight for keys in asking for key in keys)
+
+
+async def _answer_within(timeout_s: float, response: Any) -> Numbers:
+    """Who no longer waits says so to the replica, which would otherwise score for nobody.
+
+    Raises asyncio.TimeoutError, and what the replica raised.
+    """
+    try:
+        return await asyncio.wait_for(response, timeout_s)
+    except (asyncio.TimeoutError, asyncio.CancelledError):
+        response.cancel()
+        raise

@@ -388,6 +388,22 @@ def test_batches_take_turns_between_clients_and_each_request_once(
         return batches
 
     batches = asyncio.run(drain())
+def test_what_was_given_up_leaves_the_queue_at_once() -> None:
+    """Behind a long batch, requests that time out and are sent again would pile up without a bound."""
+
+    async def ask() -> None:
+        queue = FairQueue(12)
+        for client, size in (("a", 1), ("b", 2), ("a", 3)):
+            queue.put(request(client, size)).cancel()
+        queue.put(request("b"))
+        await asyncio.sleep(0)
+        assert queue.num_waiting == 1
+        (left,) = await queue.batch(4, 0)
+        assert len(left.request.videos) == 1
+
+    asyncio.run(ask())
+
+
     served = [each for batch in batches for each in batch]
     assert sorted(int(each.request_id) for each in served) == list(range(len(asked)))
     for client in "abc":
@@ -523,7 +539,10 @@ class Server:
         self.leaving = 0
         self.most = self.now = self.asked = 0
 
-    async def remote(self, request: ScoreRequest) -> Any:
+    def remote(self, request: ScoreRequest) -> asyncio.Task[Any]:
+        return asyncio.create_task(self._answer(request))
+
+    async def _answer(self, request: ScoreRequest) -> Any:
         self.asked += 1
         self.now += 1
         self.most = max(self.most, self.now)
