@@ -30,7 +30,7 @@ from astrolabe_ray.errors import DataFailure, ServerBusy
 from reward_servers.batch_scoring import ScoreRequest, ScorerFault, fetch, score_together
 from reward_servers.fair_queue import FairQueue
 from reward_servers.identity import files_of, made_of
-from reward_servers.known_video import answers_of, changed, warm_up
+from reward_servers.known_video import answers_of, changed, complaint_of, warm_up
 from reward_servers.lease import Lease
 from reward_servers.scorers import Scorer, ScorerSetup, card_of, card_of_scorer, load_scorer, setup_of
 from reward_servers.scoring import Numbers
@@ -257,12 +257,18 @@ class RewardServer:
         async with self._scoring:
             self._busy_since = time.monotonic()
             try:
-                results = await asyncio.to_thread(score_together, self._scorer, fetched, requests)
+                results = await asyncio.to_thread(
+                    score_together, self._scorer, fetched, requests, self._complaint
+                )
             finally:
                 self._busy_since = None
         self._fault = next((each for each in results if isinstance(each, ScorerFault)), self._fault)
         self._usage.batch_sizes[sum(len(request.videos) for request in requests)] += 1
         return results
+
+    def _complaint(self) -> str:
+        """Called while a batch is scored, so nothing else is."""
+        return complaint_of(self._scorer, self._card, self._known)
 
 
 def application(spec: ServerSpec, runtime_env: Mapping[str, Any]) -> serve.Application:

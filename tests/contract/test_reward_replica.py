@@ -209,17 +209,40 @@ def poisoned(client: str) -> ScoreRequest:
     return ScoreRequest("bad", (Poisoned(),), ("p",), client)  # type: ignore[arg-type]
 
 
-def test_a_scorer_that_breaks_at_one_request_fails_only_that_one_and_its_replica_is_replaced() -> None:
-    """An exception of CUDA failed the requests of all runs in the batch, and the broken replica stayed."""
+def test_a_scorer_that_fails_at_one_request_only_stays() -> None:
+    """A run would take its bad video to the next replica, until all had been replaced."""
 
     async def ask() -> None:
         server = replica()
         asked = [server.score(r) for r in (request("a"), poisoned("b"), request("c"))]
         good, bad, also_good = await asyncio.gather(*asked, return_exceptions=True)
         assert good == also_good == {"level": [1.0]}
-        assert isinstance(bad, InfraFailure), "to be tried elsewhere"
-        assert str(bad) == "Scripted failed at request bad with RuntimeError('CUDA error')"
-        with pytest.raises(InfraFailure, match="CUDA error"):
+        assert isinstance(bad, DataFailure), "its group is dropped"
+        assert str(bad).startswith("Scripted failed at request bad with RuntimeError('CUDA error'), and")
+        await server.check_health()
+        assert await server.score(request("a")) == {"level": [1.0]}
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("afterwards", "message"),
+    [
+        (RuntimeError("CUDA is gone"), r"RuntimeError\('CUDA is gone'\)"),
+        (math.nan, "gave level nan"),
+        (1.05, "level of view 0 was 1 and is 1.05"),
+    ],
+)
+def test_a_scorer_that_one_request_broke_is_replaced(afterwards: float | Exception, message: str) -> None:
+    """An exception of CUDA failed the requests of all runs in the batch, and the broken replica stayed."""
+
+    async def ask() -> None:
+        server = replica()
+        Scripted.answer = afterwards
+        asked = await asyncio.gather(server.score(poisoned("b")), return_exceptions=True)
+        assert isinstance(asked[0], InfraFailure), "to be tried elsewhere"
+        assert str(asked[0]).startswith("Scripted failed at request bad with RuntimeError('CUDA error'); at")
+        with pytest.raises(InfraFailure, match=message):
             await server.check_health()
         with pytest.raises(ServerBusy, match="about to be replaced"):
             await server.score(request("a"))
@@ -365,6 +388,22 @@ def test_what_nobody_waits_for_any_more_is_not_scored() -> None:
     assert [shape[0] for shape in Scripted.batches[4:]] == [1, 1]
 
 
+def test_what_was_given_up_leaves_the_queue_at_once() -> None:
+    """Behind a long batch, requests that time out and are sent again would pile up without a bound."""
+
+    async def ask() -> None:
+        queue = FairQueue(12)
+        for client, size in (("a", 1), ("b", 2), ("a", 3)):
+            queue.put(request(client, size)).cancel()
+        queue.put(request("b"))
+        await asyncio.sleep(0)
+        assert queue.num_waiting == 1
+        (left,) = await queue.batch(4, 0)
+        assert len(left.request.videos) == 1
+
+    asyncio.run(ask())
+
+
 asked_for = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 5)), min_size=1, max_size=20)
 
 
@@ -388,22 +427,6 @@ def test_batches_take_turns_between_clients_and_each_request_once(
         return batches
 
     batches = asyncio.run(drain())
-def test_what_was_given_up_leaves_the_queue_at_once() -> None:
-    """Behind a long batch, requests that time out and are sent again would pile up without a bound."""
-
-    async def ask() -> None:
-        queue = FairQueue(12)
-        for client, size in (("a", 1), ("b", 2), ("a", 3)):
-            queue.put(request(client, size)).cancel()
-        queue.put(request("b"))
-        await asyncio.sleep(0)
-        assert queue.num_waiting == 1
-        (left,) = await queue.batch(4, 0)
-        assert len(left.request.videos) == 1
-
-    asyncio.run(ask())
-
-
     served = [each for batch in batches for each in batch]
     assert sorted(int(each.request_id) for each in served) == list(range(len(asked)))
     for client in "abc":
