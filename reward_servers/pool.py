@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import threading
 import time
@@ -41,6 +42,8 @@ RETRIED = (
     InfraFailure,
     asyncio.TimeoutError,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class ServeRewardPool:
@@ -142,9 +145,15 @@ class ServeRewardPool:
         every_s = (
             HOLD_EVERY_S if self._idle_timeout_s is None else min(HOLD_EVERY_S, self._idle_timeout_s / 4)
         )
+        is_told = False
         while True:
             await asyncio.sleep(every_s)
-            await self._hold()
+            try:
+                await self._hold()
+            except Exception as error:  # nobody waits for this task, and servers that nobody holds end
+                if not is_told:
+                    logger.warning("reward servers were not held this time, tried again: %r", error)
+                is_told = True
 
     async def _answer(self, question: Question, rollouts: Sequence[Rollout]) -> Numbers:
         """What a server says of one view, asked in requests that each fit a batch."""

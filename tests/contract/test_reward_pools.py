@@ -192,6 +192,37 @@ def test_two_runs_of_one_name_are_two_clients() -> None:
     assert len(set(held_as)) == 2 and all(name.startswith("demo-") for name in held_as)
 
 
+def test_a_round_of_holding_that_fails_is_not_the_last(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Servers that nobody holds any more end during a long phase without scores, and nobody was told why."""
+    monkeypatch.setattr(pool_module, "HOLD_EVERY_S", 0.01)
+    image = image_says([0.0])
+    rounds = 0
+
+    def results_async(**_: object) -> Any:
+        nonlocal rounds
+        rounds += 1
+        if rounds in (2, 3):
+            raise RuntimeError("the router is closed")
+        return asyncio.sleep(0, [True])
+
+    image.results_async = results_async  # type: ignore[method-assign, assignment]
+    pool = ServeRewardPool(REWARDS[:1], connect=lambda *_: [image])
+
+    async def run() -> None:
+        await pool.start()
+        while rounds < 5:
+            await asyncio.sleep(0.01)
+        await pool.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "reward servers were not held this time, tried again: RuntimeError('the router is closed')"
+    ]
+
+
 def test_an_unknown_reward_is_refused_before_anything_starts() -> None:
     """It would cost a deployment to find out."""
     with pytest.raises(ConfigError, match="image_quality"):
