@@ -39,13 +39,17 @@ class ScoreRequest:
 
 async def fetch(request: ScoreRequest) -> np.ndarray:
     """The request's videos as uint8 [B, F, 3, H, W]. Raises PayloadsLost when they can't be read."""
-    waiting = [asyncio.wrap_future(ref.future()) for ref in request.videos]
     try:
-        videos = await asyncio.wait_for(asyncio.gather(*waiting), FETCH_TIMEOUT_S)
+        videos = await asyncio.wait_for(_arrays(request.videos), FETCH_TIMEOUT_S)
     except (RayError, asyncio.TimeoutError) as error:
         raise PayloadsLost(f"the videos of request {request.request_id} are lost: {error!r}") from error
     check_videos(videos, request)
     return np.stack(videos)
+
+
+async def _arrays(references: Sequence[ObjectRef]) -> list[np.ndarray]:
+    """A coroutine, because a gathered future that is cancelled complains that nobody saw it end."""
+    return await asyncio.gather(*(asyncio.wrap_future(each.future()) for each in references))
 
 
 def check_videos(videos: Sequence[np.ndarray], request: ScoreRequest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import math
 import threading
 import time
@@ -23,10 +24,10 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from astrolabe_ray.config.schema import RewardConfig
 from astrolabe_ray.config.scorer_cards import Reading, ScorerCard
-from astrolabe_ray.errors import DataFailure, InfraFailure, ServerBusy
+from astrolabe_ray.errors import DataFailure, InfraFailure, PayloadsLost, ServerBusy
 from astrolabe_ray.server_status import ServerStatus
 from astrolabe_ray.types import FrameSpec, PolicyVersion, Rollout
-from reward_servers import app, deploy, known_video, window
+from reward_servers import app, batch_scoring, deploy, known_video, window
 from reward_servers import pool as pool_module
 from reward_servers.app import RewardServer, ServerSpec, application
 from reward_servers.batch_scoring import ScoreRequest
@@ -305,6 +306,84 @@ def test_a_request_larger_than_a_batch_is_refused_with_its_way_out() -> None:
     """It would be one forward of any size; who asks through the pool never sends one."""
     with pytest.raises(DataFailure, match=r"brings 5 videos; .* at most 4 together"):
         asyncio.run(replica().score(request("a", 5)))
+
+
+def test_a_request_without_videos_is_refused() -> None:
+    """It would wait for ever: a batch is waited for until it has a video."""
+
+    async def ask() -> None:
+        with pytest.raises(DataFailure, match="request r brings no videos"):
+            await replica().score(request("a", 0))
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
+
+
+class Late(Ref):
+    """A video that is not here yet; whoever stops waiting for it is noted."""
+
+    def __init__(self) -> None:
+        self.there: concurrent.futures.Future[np.ndarray] = concurrent.futures.Future()
+        self.is_asked = False
+
+    def future(self) -> concurrent.futures.Future[np.ndarray]:
+        self.is_asked = True
+        return self.there
+
+
+def request_of(client: str, *videos: Ref) -> ScoreRequest:
+    return ScoreRequest("r", videos, ("p",) * len(videos), client)  # type: ignore[arg-type]
+
+
+def test_frames_that_are_lost_hold_up_only_their_own_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch waited up to a minute for the frames of a run whose node was gone, one after the other."""
+    monkeypatch.setattr(app, "LATE_AFTER_S", 0.2)
+    monkeypatch.setattr(batch_scoring, "FETCH_TIMEOUT_S", 2.0)
+
+    async def ask() -> None:
+        server = replica()
+        lost, later = [Late() for _ in range(4)], [Late() for _ in range(4)]
+        began = time.monotonic()
+        failed = [asyncio.create_task(server.score(request_of("lost", each))) for each in lost]
+        while not all(each.is_asked for each in lost):
+            await asyncio.sleep(0.001)
+        failed += [asyncio.create_task(server.score(request_of("lost", each))) for each in later]
+        for _ in range(6):
+            assert await server.score(request("other")) == {"level": [1.0]}
+        assert time.monotonic() - began < 1.5, "one short wait, and not one for each batch"
+        assert not any(each.is_asked for each in later), "no more than a batch of each client is on its way"
+        assert (await server.report()).num_waiting == 8
+        lost[0].there.set_result(np.zeros((2, 3, 4, 4), np.uint8))
+        assert await failed[0] == {"level": [1.0]}, "late, not lost"
+        assert time.monotonic() - began < 1.8
+        for each in later:
+            each.there.set_result(np.zeros((2, 3, 4, 4), np.uint8))
+        results = await asyncio.gather(*failed[1:], return_exceptions=True)
+        assert [type(each) for each in results] == [PayloadsLost] * 3 + [dict] * 4
+        assert (await server.report()).num_waiting == 0
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
+
+
+def test_late_frames_that_nobody_waits_for_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client's next requests would wait for them."""
+    monkeypatch.setattr(app, "LATE_AFTER_S", 0.05)
+
+    async def ask() -> None:
+        server = replica()
+        lost = Late()
+        given_up = asyncio.create_task(server.score(request_of("a", lost)))
+        while not server._queue._late:
+            await asyncio.sleep(0.01)
+        given_up.cancel()
+        assert await server.score(request("a")) == {"level": [1.0]}
+        assert lost.there.cancelled()
+        assert not server._queue._late and not server._queue.num_waiting
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
+    gc.collect()
+    assert not caplog.records
 
 
 def test_a_flooding_client_does_not_starve_another() -> None:
