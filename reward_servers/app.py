@@ -28,9 +28,9 @@ from astrolabe_ray.config.schema import RewardConfig
 from astrolabe_ray.config.scorer_cards import scorer_name
 from astrolabe_ray.errors import DataFailure, ServerBusy
 from reward_servers.batch_scoring import ScoreRequest, ScorerFault, fetch, score_together
-from reward_servers.fair_queue import FairQueue
+from reward_servers.fair_queue import FairQueue, Waiting
 from reward_servers.identity import files_of, made_of
-from reward_servers.known_video import answers_of, changed, warm_up
+from reward_servers.known_video import answers_of, changed, complaint_of, warm_up
 from reward_servers.lease import Lease
 from reward_servers.scorers import Scorer, ScorerSetup, card_of, card_of_scorer, load_scorer, setup_of
 from reward_servers.scoring import Numbers
@@ -42,6 +42,8 @@ MAX_ONGOING_REQUESTS = 2 * MAX_WAITING
 """Of Serve; more than MAX_WAITING, so that a client who is to be refused does not wait for that."""
 MAX_QUEUED_REQUESTS = 256
 BATCH_WAIT_S = 0.02
+LATE_AFTER_S = 2.0
+"""A batch goes without a request whose frames are not here by then."""
 STUCK_AFTER_S = 300.0
 HEALTH_PERIOD_S = 5.0
 VERIFY_EVERY_S = 30.0
@@ -165,6 +167,8 @@ class RewardServer:
 
         Raises DataFailure, PayloadsLost, ServerBusy, and ScorerFault, after which nothing more is taken.
         """
+        if not request.videos:
+            raise DataFailure(f"request {request.request_id} brings no videos; ask only for those to score")
         if len(request.videos) > self._spec.max_batch_size:
             raise DataFailure(
                 f"request {request.request_id} brings {len(request.videos)} videos; this server scores at "
@@ -242,27 +246,49 @@ class RewardServer:
 
         A function of its own: names in the loop would keep the frames of the last batch until the next one.
         """
-        batch = await self._queue.batch(self._spec.max_batch_size, BATCH_WAIT_S)
+        batch = await self._with_frames(await self._queue.batch(self._spec.max_batch_size, BATCH_WAIT_S))
         results: Sequence[Numbers | BaseException]
         try:
-            results = await self._score_batch([waiting.request for waiting in batch])
+            results = await self._score_batch(batch) if batch else []
         except Exception as error:  # the outermost loop of this role
             results = [error] * len(batch)
         for waiting, result in zip(batch, results, strict=True):
             waiting.tell(result)
 
-    async def _score_batch(self, requests: list[ScoreRequest]) -> list[Numbers | BaseException]:
-        """One forward for several requests. Fetches in parallel, scores off the event loop."""
-        fetched = await asyncio.gather(*(fetch(request) for request in requests), return_exceptions=True)
+    async def _with_frames(self, batch: Sequence[Waiting]) -> list[Waiting]:
+        """Those whose frames are here or lost. What one client has lost must not hold up the others: its
+        requests are set aside for a later batch. Fetches in parallel."""
+        asked = []
+        for waiting in batch:
+            waiting.frames = waiting.frames or asyncio.ensure_future(fetch(waiting.request))
+            asked.append(waiting.frames)
+        await asyncio.wait(asked, timeout=LATE_AFTER_S)
+        for waiting, frames in zip(batch, asked, strict=True):
+            if not frames.done():
+                self._queue.set_aside(waiting, frames)
+        both = zip(batch, asked, strict=True)
+        return [waiting for waiting, frames in both if frames.done() and not waiting.answer.done()]
+
+    async def _score_batch(self, batch: Sequence[Waiting]) -> list[Numbers | BaseException]:
+        """One forward for several requests, whose frames are here or lost. Scores off the event loop."""
+        requests = [waiting.request for waiting in batch]
+        asked = [waiting.frames for waiting in batch if waiting.frames is not None]
+        fetched = await asyncio.gather(*asked, return_exceptions=True)
         async with self._scoring:
             self._busy_since = time.monotonic()
             try:
-                results = await asyncio.to_thread(score_together, self._scorer, fetched, requests)
+                results = await asyncio.to_thread(
+                    score_together, self._scorer, fetched, requests, self._complaint
+                )
             finally:
                 self._busy_since = None
         self._fault = next((each for each in results if isinstance(each, ScorerFault)), self._fault)
         self._usage.batch_sizes[sum(len(request.videos) for request in requests)] += 1
         return results
+
+    def _complaint(self) -> str:
+        """Called while a batch is scored, so nothing else is."""
+        return complaint_of(self._scorer, self._card, self._known)
 
 
 def application(spec: ServerSpec, runtime_env: Mapping[str, Any]) -> serve.Application:

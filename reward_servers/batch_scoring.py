@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class ScorerFault(InfraFailure):
-    """A scorer raised what no scorer may, at a request that it had for itself; the replica is not trusted."""
+    """A scorer raised what no scorer may; if it fails at the known video, too, its replica is replaced."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,17 @@ class ScoreRequest:
 
 async def fetch(request: ScoreRequest) -> np.ndarray:
     """The request's videos as uint8 [B, F, 3, H, W]. Raises PayloadsLost when they can't be read."""
-    waiting = [asyncio.wrap_future(ref.future()) for ref in request.videos]
     try:
-        videos = await asyncio.wait_for(asyncio.gather(*waiting), FETCH_TIMEOUT_S)
+        videos = await asyncio.wait_for(_arrays(request.videos), FETCH_TIMEOUT_S)
     except (RayError, asyncio.TimeoutError) as error:
         raise PayloadsLost(f"the videos of request {request.request_id} are lost: {error!r}") from error
     check_videos(videos, request)
     return np.stack(videos)
+
+
+async def _arrays(references: Sequence[ObjectRef]) -> list[np.ndarray]:
+    """A coroutine, because a gathered future that is cancelled complains that nobody saw it end."""
+    return await asyncio.gather(*(asyncio.wrap_future(each.future()) for each in references))
 
 
 def check_videos(videos: Sequence[np.ndarray], request: ScoreRequest) -> None:
@@ -64,12 +68,15 @@ def _is_video(shape: tuple[object, ...]) -> bool:
 
 
 def score_together(
-    scorer: Scorer, fetched: Sequence[np.ndarray | BaseException], requests: Sequence[ScoreRequest]
+    scorer: Scorer,
+    fetched: Sequence[np.ndarray | BaseException],
+    requests: Sequence[ScoreRequest],
+    complaint: Callable[[], str],
 ) -> list[Numbers | BaseException]:
-    """Scores of each request, or what went wrong with it alone: ScorerFault for what a scorer may not raise.
+    """Scores of each request, or what went wrong with it alone: ScorerFault for a scorer that has broken.
 
-    Requests of one shape go through the scorer as one batch. When the scorer refuses the batch or fails, each
-    request is scored by itself, so that only the guilty one fails.
+    Requests of one shape go through the scorer as one batch. When a request fails by itself, `complaint` says
+    what is wrong with the scorer, too; empty: nothing, so it is the request's own fault.
     """
     results: list[Numbers | BaseException] = [DataFailure("not scored")] * len(requests)
     by_shape: dict[tuple[int, ...], list[int]] = {}
@@ -79,18 +86,44 @@ def score_together(
         else:
             by_shape.setdefault(videos.shape[1:], []).append(i)
     for members in by_shape.values():
-        outcome = _tried(scorer, [fetched[i] for i in members], [requests[i] for i in members])
-        if isinstance(outcome, (DataFailure, ScorerFault)) and len(members) > 1:
-            outcome = [score_together(scorer, [fetched[i]], [requests[i]])[0] for i in members]
-        scores = [outcome] * len(members) if isinstance(outcome, AstrolabeError) else outcome
-        for i, result in zip(members, scores, strict=True):
+        alike = [fetched[i] for i in members], [requests[i] for i in members]
+        for i, result in zip(members, _apart(scorer, *alike, complaint), strict=True):
             results[i] = result
     return results
 
 
+def _apart(
+    scorer: Scorer, videos: Sequence[Any], requests: Sequence[ScoreRequest], complaint: Callable[[], str]
+) -> Sequence[Numbers | AstrolabeError]:
+    """Requests of one shape. A batch that the scorer refuses or fails at is halved until only the guilty
+    requests fail: of many, one costs two forwards for each halving."""
+    outcome = _tried(scorer, videos, requests)
+    if not isinstance(outcome, AstrolabeError):
+        return outcome
+    if isinstance(outcome, (DataFailure, ScorerFault)) and len(requests) > 1:
+        half = len(requests) // 2
+        return [
+            *_apart(scorer, videos[:half], requests[:half], complaint),
+            *_apart(scorer, videos[half:], requests[half:], complaint),
+        ]
+    if isinstance(outcome, ScorerFault):
+        outcome = _blamed(outcome, complaint())
+    return [outcome] * len(requests)
+
+
+def _blamed(failure: ScorerFault, complaint: str) -> AstrolabeError:
+    """The failure of a lonely request, as that of the scorer or as that of the request.
+
+    A run that is told of an InfraFailure would take a request that no replica can score from one to the next.
+    """
+    if complaint:
+        return ScorerFault(f"{failure}; at the known video: {complaint}")
+    return DataFailure(f"{failure}, and scores other videos as before")
+
+
 def _tried(
     scorer: Scorer, videos: Sequence[Any], requests: Sequence[ScoreRequest]
-) -> Sequence[Numbers | BaseException] | AstrolabeError:
+) -> Sequence[Numbers] | AstrolabeError:
     """`scored`, or why not. A scorer is anybody's code: what it may not raise becomes a ScorerFault, as text,
     since the exception would hold the memory of its forward."""
     try:

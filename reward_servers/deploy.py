@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,8 +38,8 @@ NAMESPACE = "astrolabe-rewards"
 LOCK_TIMEOUT_S = 180.0
 LOCK_ANSWER_S = 30.0
 LEASE_S = 120.0
-"""A holder that died no longer blocks others after this time. Deploying takes seconds: a server loads while
-nobody holds the lock."""
+"""A holder that died no longer blocks others after this time; one that lives renews its lease. Deploying
+takes seconds, or minutes when broken servers have to end first; none loads while the lock is held."""
 REPORT_TIMEOUT_S = 5.0
 
 logger = logging.getLogger(__name__)
@@ -271,12 +272,34 @@ def _deploy_lock(patience: Patience) -> Iterator[None]:
             raise InfraFailure(f"another process has been starting reward servers for {LOCK_TIMEOUT_S:g} s")
         patience.pause(0.2)
     try:
-        yield
+        with _lease_renewed(lock, me):
+            yield
     finally:
         try:
             ray.get(lock.release.remote(me), timeout=LOCK_ANSWER_S)
         except (GetTimeoutError, RayActorError) as error:
             logger.warning("the lock of the reward servers was not given back, others wait: %r", error)
+
+
+@contextmanager
+def _lease_renewed(lock: Any, me: str) -> Iterator[None]:
+    """A thread renews it until the end of the block: nothing is renewed after that."""
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(LEASE_S / 4):
+            try:
+                ray.get(lock.acquire.remote(me, LEASE_S), timeout=LOCK_ANSWER_S)
+            except RayError as error:
+                logger.warning("the lock of the reward servers was not renewed, tried again: %r", error)
+
+    thread = threading.Thread(target=renew, name="reward-lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager

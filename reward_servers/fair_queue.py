@@ -11,6 +11,8 @@ from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
+
 from astrolabe_ray.errors import ServerBusy
 from reward_servers.batch_scoring import ScoreRequest
 from reward_servers.scoring import Numbers
@@ -22,6 +24,7 @@ class Waiting:
 
     request: ScoreRequest
     answer: asyncio.Future[Numbers]
+    frames: asyncio.Future[np.ndarray] | None = None  # None: nobody has asked for them yet
 
     def tell(self, result: Numbers | BaseException) -> None:
         if self.answer.done():
@@ -39,12 +42,13 @@ class FairQueue:
         self._capacity = capacity  # requests without an answer, of all clients
         self._lines: dict[str, deque[Waiting]] = {}  # by client; the first in the dict has the next turn
         self._unanswered: Counter[str] = Counter()
+        self._late: Counter[str] = Counter()  # by client: requests that were set aside
         self._arrived = asyncio.Event()
 
     @property
     def num_waiting(self) -> int:
-        """Requests that no batch has taken."""
-        return sum(map(len, self._lines.values()))
+        """Requests that are not being scored."""
+        return sum(map(len, self._lines.values())) + self._late.total()
 
     def limit(self, client: str) -> int:
         """Requests without an answer that `client` may have, as long as no other client comes or goes."""
@@ -61,7 +65,7 @@ class FairQueue:
             )
         waiting = Waiting(request, asyncio.get_running_loop().create_future())
         self._unanswered[client] += 1
-        waiting.answer.add_done_callback(lambda _: self._answered(client))
+        waiting.answer.add_done_callback(lambda _: self._answered(waiting))
         self._lines.setdefault(client, deque()).append(waiting)
         self._arrived.set()
         return waiting.answer
@@ -77,6 +81,15 @@ class FairQueue:
             if taken := self._take(max_videos):
                 return taken
 
+    def set_aside(self, waiting: Waiting, frames: asyncio.Future[np.ndarray]) -> None:
+        """Have a request that a batch took come back, first in its line, when its `frames` are here or lost.
+
+        Until then, of its client only what has its frames is taken: no more of them are on their way, or held
+        here, than one batch takes of each client.
+        """
+        self._late[waiting.request.client] += 1
+        frames.add_done_callback(lambda _: self._back(waiting))
+
     async def _until(self, num_videos: int, wait_s: float | None) -> None:
         """Until so many videos wait, or `wait_s` is over."""
         loop = asyncio.get_running_loop()
@@ -90,7 +103,11 @@ class FairQueue:
                 await asyncio.wait_for(self._arrived.wait(), left)
 
     def _num_videos(self) -> int:
-        return sum(len(each.request.videos) for line in self._lines.values() for each in line)
+        ready = (each for line in self._lines.values() for each in line if self._is_ready(each))
+        return sum(len(each.request.videos) for each in ready)
+
+    def _is_ready(self, waiting: Waiting) -> bool:
+        return waiting.frames is not None or not self._late[waiting.request.client]
 
     def _take(self, max_videos: int) -> list[Waiting]:
         """One request of each client in turn, those that fit, until nothing more fits."""
@@ -99,8 +116,9 @@ class FairQueue:
         while self._lines and not is_full:
             is_full = True
             for client in list(self._lines):
-                size = len(self._lines[client][0].request.videos)
-                if taken and num_videos + size > max_videos:
+                first = self._lines[client][0]
+                size = len(first.request.videos)
+                if not self._is_ready(first) or (taken and num_videos + size > max_videos):
                     continue
                 is_full = False
                 waiting = self._next_of(client)
@@ -117,7 +135,25 @@ class FairQueue:
             self._lines[client] = line
         return waiting
 
-    def _answered(self, client: str) -> None:
+    def _back(self, waiting: Waiting) -> None:
+        client = waiting.request.client
+        self._late[client] -= 1
+        if not self._late[client]:
+            del self._late[client]
+        if not waiting.answer.done():
+            self._lines.setdefault(client, deque()).appendleft(waiting)
+        self._arrived.set()
+
+    def _answered(self, waiting: Waiting) -> None:
+        """Whoever asked has its answer, or has given up: then the request goes out of its line."""
+        client = waiting.request.client
+        if waiting.frames is not None:
+            waiting.frames.cancel()
         self._unanswered[client] -= 1
         if not self._unanswered[client]:
             del self._unanswered[client]
+        line = self._lines.get(client)
+        if line is not None and waiting in line:
+            line.remove(waiting)
+            if not line:
+                del self._lines[client]

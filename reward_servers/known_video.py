@@ -60,3 +60,14 @@ def changed(before: Answers, now: Answers) -> Sequence[str]:
         for name, value in now.items()
         if abs(value - before[name]) > ABS_TOLERANCE + REL_TOLERANCE * abs(before[name])
     ]
+
+
+def complaint_of(scorer: Scorer, card: ScorerCard, before: Answers) -> str:
+    """What is wrong with a scorer now; empty: it says of the known video what it said `before`, or nobody
+    may ask it, because its model is elsewhere."""
+    if not before:
+        return ""
+    try:
+        return "; ".join(changed(before, answers_of(scorer, card)))
+    except Exception as error:  # the border to code of others
+        return repr(error)

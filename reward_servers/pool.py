@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import threading
 import time
@@ -41,6 +42,8 @@ RETRIED = (
     InfraFailure,
     asyncio.TimeoutError,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class ServeRewardPool:
@@ -142,9 +145,15 @@ class ServeRewardPool:
         every_s = (
             HOLD_EVERY_S if self._idle_timeout_s is None else min(HOLD_EVERY_S, self._idle_timeout_s / 4)
         )
+        is_told = False
         while True:
             await asyncio.sleep(every_s)
-            await self._hold()
+            try:
+                await self._hold()
+            except Exception as error:  # nobody waits for this task, and servers that nobody holds end
+                if not is_told:
+                    logger.warning("reward servers were not held this time, tried again: %r", error)
+                is_told = True
 
     async def _answer(self, question: Question, rollouts: Sequence[Rollout]) -> Numbers:
         """What a server says of one view, asked in requests that each fit a batch."""
@@ -190,7 +199,7 @@ class ServeRewardPool:
         window, backoff_s = self._windows[scorer], FIRST_BACKOFF_S
         while True:
             try:
-                answer = await asyncio.wait_for(self._handles[scorer].score.remote(request), timeout_s)
+                answer = await _answer_within(timeout_s, self._handles[scorer].score.remote(request))
             except (*RETRIED, rx.RayTaskError) as error:
                 cause = error.cause if isinstance(error, rx.RayTaskError) else error
                 if not isinstance(cause, (AstrolabeError, *RETRIED)):
@@ -213,3 +222,15 @@ class ServeRewardPool:
         """Of the rewards that share a server, the most requests."""
         asking = [keys for question, keys in self._questions.items() if question.scorer == scorer]
         return max(self._rewards[key].max_in_flight for keys in asking for key in keys)
+
+
+async def _answer_within(timeout_s: float, response: Any) -> Numbers:
+    """Who no longer waits says so to the replica, which would otherwise score for nobody.
+
+    Raises asyncio.TimeoutError, and what the replica raised.
+    """
+    try:
+        return await asyncio.wait_for(response, timeout_s)
+    except (asyncio.TimeoutError, asyncio.CancelledError):
+        response.cancel()
+        raise

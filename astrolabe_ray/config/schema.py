@@ -110,7 +110,7 @@ class RewardConfig(Section):
     key: str
     """A built-in key, the name of an installed plug-in, or `module:object` for a scorer of your own."""
     weight: float = 1.0
-    """Factor in the sum of rewards; 0: only shown."""
+    """Factor in the sum of rewards; 0: only shown, and with kl_samples=disagreeing heard as a witness."""
     folder: str = "reward_ckpts"
     """Where the files of the scorer are."""
     options: str = ""

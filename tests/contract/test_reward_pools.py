@@ -27,7 +27,7 @@ from astrolabe_ray.types import FrameSpec, PolicyVersion, Rollout
 from reward_servers import identity
 from reward_servers import pool as pool_module
 from reward_servers.app import ServerSpec
-from reward_servers.batch_scoring import ScoreRequest, check_videos, score_together
+from reward_servers.batch_scoring import ScoreRequest, ScorerFault, check_videos, score_together
 from reward_servers.deploy_lock import DeployLock
 from reward_servers.local_pool import LocalRewardPool
 from reward_servers.pool import ServeRewardPool
@@ -192,6 +192,37 @@ def test_two_runs_of_one_name_are_two_clients() -> None:
     assert len(set(held_as)) == 2 and all(name.startswith("demo-") for name in held_as)
 
 
+def test_a_round_of_holding_that_fails_is_not_the_last(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Servers that nobody holds any more end during a long phase without scores, and nobody was told why."""
+    monkeypatch.setattr(pool_module, "HOLD_EVERY_S", 0.01)
+    image = image_says([0.0])
+    rounds = 0
+
+    def results_async(**_: object) -> Any:
+        nonlocal rounds
+        rounds += 1
+        if rounds in (2, 3):
+            raise RuntimeError("the router is closed")
+        return asyncio.sleep(0, [True])
+
+    image.results_async = results_async  # type: ignore[method-assign, assignment]
+    pool = ServeRewardPool(REWARDS[:1], connect=lambda *_: [image])
+
+    async def run() -> None:
+        await pool.start()
+        while rounds < 5:
+            await asyncio.sleep(0.01)
+        await pool.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "reward servers were not held this time, tried again: RuntimeError('the router is closed')"
+    ]
+
+
 def test_an_unknown_reward_is_refused_before_anything_starts() -> None:
     """It would cost a deployment to find out."""
     with pytest.raises(ConfigError, match="image_quality"):
@@ -252,6 +283,12 @@ def plain(level: int, frames: int = 2, count: int = 1) -> np.ndarray:
     return np.full((count, frames, 3, 4, 4), level, np.uint8)
 
 
+def scores_of(
+    fetched: Sequence[Any], scorer: Any = None, complaint: Callable[[], str] = lambda: ""
+) -> list[Any]:
+    return score_together(scorer or Brightness(), fetched, requests_for(fetched), complaint)
+
+
 def requests_for(fetched: Sequence[Any]) -> list[ScoreRequest]:
     return [
         ScoreRequest(str(i), (), (PROMPT,) * (len(v) if isinstance(v, np.ndarray) else 1))
@@ -263,7 +300,7 @@ def test_a_bad_request_fails_alone_in_its_batch() -> None:
     """Requests of other runs share the batch."""
     lost = InfraFailure("lost")
     fetched = [plain(10, count=2), plain(255), lost, plain(0), plain(30, frames=5)]
-    results = score_together(Brightness(), fetched, requests_for(fetched))
+    results = scores_of(fetched)
     assert results[0] == {"level": [10.0, 10.0]}
     assert isinstance(results[1], DataFailure) and "too bright" in str(results[1])
     assert results[2] is lost
@@ -271,13 +308,49 @@ def test_a_bad_request_fails_alone_in_its_batch() -> None:
     assert results[4] == {"level": [30.0]}
 
 
+class Sizes(Brightness):
+    """Remembers how many videos each forward had; breaks at a video of level 7."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def score(self, videos: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        self.sizes.append(len(videos))
+        if (videos == 7).all(axis=(1, 2, 3, 4)).any():
+            raise ValueError("no seventh level")
+        return super().score(videos, prompts)
+
+
+def test_one_bad_request_of_many_costs_few_forwards() -> None:
+    """Scored one by one, a batch of 16 with one bad prompt cost 17 forwards, for all runs that share it."""
+    for bad in (255, 7):
+        scorer = Sizes()
+        results = scores_of([plain(bad if i == 5 else 10 + i) for i in range(16)], scorer)
+        assert scorer.sizes == [16, 8, 4, 4, 2, 1, 1, 2, 8]
+        assert isinstance(results[5], DataFailure)
+        assert [results[i] for i in range(16) if i != 5] == [
+            {"level": [10.0 + i]} for i in range(16) if i != 5
+        ]
+
+
+def test_a_failure_that_follows_the_input_is_that_of_the_input() -> None:
+    """Sent again as a fault of the server, one bad upload took down every replica in turn."""
+    good, bad = scores_of([plain(1), plain(7)], Sizes())
+    assert good == {"level": [1.0]}
+    assert isinstance(bad, DataFailure)
+    assert str(bad).startswith("Sizes failed at request 1 with ValueError('no seventh level'), and")
+    broken = scores_of([plain(7)], Sizes(), lambda: "level was 3 and is 4")[0]
+    assert isinstance(broken, ScorerFault), "to be tried elsewhere"
+    assert str(broken).endswith("ValueError('no seventh level'); at the known video: level was 3 and is 4")
+
+
 @given(st.lists(st.tuples(st.integers(1, 254), st.sampled_from([2, 5]), st.integers(1, 3)), max_size=6))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_scores_do_not_depend_on_how_requests_are_batched(asked: list[tuple[int, int, int]]) -> None:
     """Which requests meet in a batch is chance; of other shapes, counts or order they must not matter."""
     fetched = [plain(level, frames, count) for level, frames, count in asked]
-    together = score_together(Brightness(), fetched, requests_for(fetched))
-    alone = [score_together(Brightness(), [each], requests_for([each]))[0] for each in fetched]
+    together = scores_of(fetched)
+    alone = [scores_of([each])[0] for each in fetched]
     assert together == alone == [{"level": [float(level)] * count} for level, _, count in asked]
 
 

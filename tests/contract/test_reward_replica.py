@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import math
 import threading
 import time
@@ -23,10 +24,10 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from astrolabe_ray.config.schema import RewardConfig
 from astrolabe_ray.config.scorer_cards import Reading, ScorerCard
-from astrolabe_ray.errors import DataFailure, InfraFailure, ServerBusy
+from astrolabe_ray.errors import DataFailure, InfraFailure, PayloadsLost, ServerBusy
 from astrolabe_ray.server_status import ServerStatus
 from astrolabe_ray.types import FrameSpec, PolicyVersion, Rollout
-from reward_servers import app, deploy, known_video, window
+from reward_servers import app, batch_scoring, deploy, known_video, window
 from reward_servers import pool as pool_module
 from reward_servers.app import RewardServer, ServerSpec, application
 from reward_servers.batch_scoring import ScoreRequest
@@ -209,17 +210,40 @@ def poisoned(client: str) -> ScoreRequest:
     return ScoreRequest("bad", (Poisoned(),), ("p",), client)  # type: ignore[arg-type]
 
 
-def test_a_scorer_that_breaks_at_one_request_fails_only_that_one_and_its_replica_is_replaced() -> None:
-    """An exception of CUDA failed the requests of all runs in the batch, and the broken replica stayed."""
+def test_a_scorer_that_fails_at_one_request_only_stays() -> None:
+    """A run would take its bad video to the next replica, until all had been replaced."""
 
     async def ask() -> None:
         server = replica()
         asked = [server.score(r) for r in (request("a"), poisoned("b"), request("c"))]
         good, bad, also_good = await asyncio.gather(*asked, return_exceptions=True)
         assert good == also_good == {"level": [1.0]}
-        assert isinstance(bad, InfraFailure), "to be tried elsewhere"
-        assert str(bad) == "Scripted failed at request bad with RuntimeError('CUDA error')"
-        with pytest.raises(InfraFailure, match="CUDA error"):
+        assert isinstance(bad, DataFailure), "its group is dropped"
+        assert str(bad).startswith("Scripted failed at request bad with RuntimeError('CUDA error'), and")
+        await server.check_health()
+        assert await server.score(request("a")) == {"level": [1.0]}
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("afterwards", "message"),
+    [
+        (RuntimeError("CUDA is gone"), r"RuntimeError\('CUDA is gone'\)"),
+        (math.nan, "gave level nan"),
+        (1.05, "level of view 0 was 1 and is 1.05"),
+    ],
+)
+def test_a_scorer_that_one_request_broke_is_replaced(afterwards: float | Exception, message: str) -> None:
+    """An exception of CUDA failed the requests of all runs in the batch, and the broken replica stayed."""
+
+    async def ask() -> None:
+        server = replica()
+        Scripted.answer = afterwards
+        asked = await asyncio.gather(server.score(poisoned("b")), return_exceptions=True)
+        assert isinstance(asked[0], InfraFailure), "to be tried elsewhere"
+        assert str(asked[0]).startswith("Scripted failed at request bad with RuntimeError('CUDA error'); at")
+        with pytest.raises(InfraFailure, match=message):
             await server.check_health()
         with pytest.raises(ServerBusy, match="about to be replaced"):
             await server.score(request("a"))
@@ -282,6 +306,84 @@ def test_a_request_larger_than_a_batch_is_refused_with_its_way_out() -> None:
     """It would be one forward of any size; who asks through the pool never sends one."""
     with pytest.raises(DataFailure, match=r"brings 5 videos; .* at most 4 together"):
         asyncio.run(replica().score(request("a", 5)))
+
+
+def test_a_request_without_videos_is_refused() -> None:
+    """It would wait for ever: a batch is waited for until it has a video."""
+
+    async def ask() -> None:
+        with pytest.raises(DataFailure, match="request r brings no videos"):
+            await replica().score(request("a", 0))
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
+
+
+class Late(Ref):
+    """A video that is not here yet; whoever stops waiting for it is noted."""
+
+    def __init__(self) -> None:
+        self.there: concurrent.futures.Future[np.ndarray] = concurrent.futures.Future()
+        self.is_asked = False
+
+    def future(self) -> concurrent.futures.Future[np.ndarray]:
+        self.is_asked = True
+        return self.there
+
+
+def request_of(client: str, *videos: Ref) -> ScoreRequest:
+    return ScoreRequest("r", videos, ("p",) * len(videos), client)  # type: ignore[arg-type]
+
+
+def test_frames_that_are_lost_hold_up_only_their_own_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch waited up to a minute for the frames of a run whose node was gone, one after the other."""
+    monkeypatch.setattr(app, "LATE_AFTER_S", 0.2)
+    monkeypatch.setattr(batch_scoring, "FETCH_TIMEOUT_S", 2.0)
+
+    async def ask() -> None:
+        server = replica()
+        lost, later = [Late() for _ in range(4)], [Late() for _ in range(4)]
+        began = time.monotonic()
+        failed = [asyncio.create_task(server.score(request_of("lost", each))) for each in lost]
+        while not all(each.is_asked for each in lost):
+            await asyncio.sleep(0.001)
+        failed += [asyncio.create_task(server.score(request_of("lost", each))) for each in later]
+        for _ in range(6):
+            assert await server.score(request("other")) == {"level": [1.0]}
+        assert time.monotonic() - began < 1.5, "one short wait, and not one for each batch"
+        assert not any(each.is_asked for each in later), "no more than a batch of each client is on its way"
+        assert (await server.report()).num_waiting == 8
+        lost[0].there.set_result(np.zeros((2, 3, 4, 4), np.uint8))
+        assert await failed[0] == {"level": [1.0]}, "late, not lost"
+        assert time.monotonic() - began < 1.8
+        for each in later:
+            each.there.set_result(np.zeros((2, 3, 4, 4), np.uint8))
+        results = await asyncio.gather(*failed[1:], return_exceptions=True)
+        assert [type(each) for each in results] == [PayloadsLost] * 3 + [dict] * 4
+        assert (await server.report()).num_waiting == 0
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
+
+
+def test_late_frames_that_nobody_waits_for_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client's next requests would wait for them."""
+    monkeypatch.setattr(app, "LATE_AFTER_S", 0.05)
+
+    async def ask() -> None:
+        server = replica()
+        lost = Late()
+        given_up = asyncio.create_task(server.score(request_of("a", lost)))
+        while not server._queue._late:
+            await asyncio.sleep(0.01)
+        given_up.cancel()
+        assert await server.score(request("a")) == {"level": [1.0]}
+        assert lost.there.cancelled()
+        assert not server._queue._late and not server._queue.num_waiting
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
+    gc.collect()
+    assert not caplog.records
 
 
 def test_a_flooding_client_does_not_starve_another() -> None:
@@ -363,6 +465,22 @@ def test_what_nobody_waits_for_any_more_is_not_scored() -> None:
 
     asyncio.run(ask())
     assert [shape[0] for shape in Scripted.batches[4:]] == [1, 1]
+
+
+def test_what_was_given_up_leaves_the_queue_at_once() -> None:
+    """Behind a long batch, requests that time out and are sent again would pile up without a bound."""
+
+    async def ask() -> None:
+        queue = FairQueue(12)
+        for client, size in (("a", 1), ("b", 2), ("a", 3)):
+            queue.put(request(client, size)).cancel()
+        queue.put(request("b"))
+        await asyncio.sleep(0)
+        assert queue.num_waiting == 1
+        (left,) = await queue.batch(4, 0)
+        assert len(left.request.videos) == 1
+
+    asyncio.run(ask())
 
 
 asked_for = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 5)), min_size=1, max_size=20)
@@ -523,7 +641,10 @@ class Server:
         self.leaving = 0
         self.most = self.now = self.asked = 0
 
-    async def remote(self, request: ScoreRequest) -> Any:
+    def remote(self, request: ScoreRequest) -> asyncio.Task[Any]:
+        return asyncio.create_task(self._answer(request))
+
+    async def _answer(self, request: ScoreRequest) -> Any:
         self.asked += 1
         self.now += 1
         self.most = max(self.most, self.now)

@@ -17,6 +17,7 @@ from astrolabe_ray.config.schema import ClusterConfig, RewardConfig
 from astrolabe_ray.errors import AstrolabeError, ConfigError, InfraFailure
 from reward_servers import deploy, readiness
 from reward_servers.app import ServerSpec
+from reward_servers.deploy_lock import DeployLock
 from reward_servers.pool import ServeRewardPool
 from reward_servers.readiness import Patience, wait_until_running
 
@@ -208,3 +209,29 @@ def test_a_lock_that_is_not_given_back_does_not_undo_what_was_started(
     with lock_that_says(True, rx.GetTimeoutError("30 s")):
         deploy.ensure([SPEC], Patience(60, 60))
     assert "was not given back" in caplog.text
+
+
+def test_whoever_deploys_for_long_keeps_the_lock(
+    monkeypatch: pytest.MonkeyPatch, script: Callable[..., None]
+) -> None:
+    """Broken servers take minutes to end; a run that came meanwhile would deploy the same servers again."""
+    monkeypatch.setattr(deploy, "LEASE_S", 0.8)
+    lock, others = DeployLock(), []
+
+    def deploy_slowly(_: object) -> list[ServerSpec]:
+        for _ in range(20):
+            time.sleep(0.1)
+            others.append(lock.acquire("somebody else", 60))
+        return []
+
+    handle = Lock()
+    handle.acquire = SimpleNamespace(remote=lock.acquire)
+    handle.release = SimpleNamespace(remote=lock.release)
+    monkeypatch.setattr(deploy, "_deploy_missing", deploy_slowly)
+    script(app("RUNNING", 7))
+    with lock_that_says(True):
+        deploy.ray.remote, deploy.ray.get = lambda **_: handle, lambda answer, timeout: answer
+        deploy.ensure([SPEC], Patience(60, 60))
+    assert others == [False] * 20
+    time.sleep(0.3)
+    assert lock.acquire("somebody else", 60), "it was given back, and not taken again"
