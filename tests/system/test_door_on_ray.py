@@ -23,6 +23,7 @@ from reward_servers.client import ScoringClient
 from reward_servers.deploy import down, ensure, status
 from reward_servers.door import DoorSpec, close_doors, doors, open_door
 from reward_servers.http_guard import digest_of
+from reward_servers.readiness import Patience
 from tests.local_door import RED, TOKEN, local_door, npy, post
 from tests.reward_replicas import replica_pids
 
@@ -38,7 +39,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    ensure(server_specs(REWARDS))
+    ensure(server_specs(REWARDS), Patience(60, 60))
     yield
     serve.shutdown()
     ray.shutdown()
