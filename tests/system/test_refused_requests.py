@@ -16,6 +16,7 @@ from astrolabe_ray.errors import DataFailure
 from reward_servers.app import ServerSpec
 from reward_servers.batch_scoring import ScoreRequest
 from reward_servers.deploy import ensure, handle_of
+from reward_servers.readiness import Patience
 from tests.reward_replicas import replica_pids
 from tests.served_tiny_hpsv3 import KEY
 from tests.tiny_qwen import write_hpsv3
@@ -45,7 +46,7 @@ def handle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = write_hpsv3(tmp_path_factory.mktemp("files")).folder
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     spec = ServerSpec.of(RewardConfig(key=KEY, options=f"files={Path(folder)}", num_cpus=0.1))
-    ensure([spec])
+    ensure([spec], Patience(placement_timeout_s=60, load_timeout_s=60))
     found = handle_of(spec.app_name)
     yield found
     found.shutdown()
