@@ -46,7 +46,7 @@ def handle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = write_hpsv3(tmp_path_factory.mktemp("files")).folder
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     spec = ServerSpec.of(RewardConfig(key=KEY, options=f"files={Path(folder)}", num_cpus=0.1))
-    ensure([spec], Patience(60, 60))
+    ensure([spec], Patience(placement_timeout_s=60, load_timeout_s=60))
     found = handle_of(spec.app_name)
     yield found
     found.shutdown()
