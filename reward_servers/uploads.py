@@ -53,7 +53,7 @@ def check_size(frames: int, height: int, width: int, limits: UploadLimits) -> No
     if max(height, width) > MAX_RATIO * min(height, width):
         raise Refused(
             "wrong_shape",
-            f"frames of {height}x{width} pixels; one side may be {MAX_RATIO} times the other at most, so cut it",
+            f"frames of {height}x{width} pixels; a side may be {MAX_RATIO} times the other at most; cut it",
         )
     if frames > limits.max_frames:
         raise Refused("too_large", f"{frames} frames; at most {limits.max_frames} are scored, so cut it")

@@ -305,7 +305,7 @@ def test_a_full_door_says_when_to_come_back_and_goes_on_with_what_it_has() -> No
     [
         (InfraFailure("reward server of 'x' did not answer in 4 attempts"), 503, "unavailable"),
         (DataFailure("the prompt 'a <|Reward|>' contains <|Reward|>, which is a mark"), 422, "not_scored"),
-        (ValueError("a fault of the program"), 500, None),
+        (ValueError("a fault of the program"), 500, "fault"),
     ],
 )
 def test_what_goes_wrong_behind_the_door_is_told_as_what_it_is(
