@@ -173,7 +173,10 @@ def open_door(config: RunConfig, options: DoorOptions) -> str:
     from reward_servers.door import DoorSpec, open_door
     from reward_servers.http_guard import digest_of
 
-    return open_door(DoorSpec(config.rewards, options.host, options.port, digest_of(options.token)))
+    idle_timeout_s = config.cluster.reward_idle_timeout_s
+    return open_door(
+        DoorSpec(config.rewards, options.host, options.port, digest_of(options.token), idle_timeout_s)
+    )
 
 
 def close_doors() -> None:

@@ -27,7 +27,8 @@ class SavedVideo:
 
 
 def videos_of(folder: Path) -> list[SavedVideo]:
-    """Of a run of `train`, or of what `generate` wrote. Raises ConfigError where there are none."""
+    """Of a run of `train`, or of what `generate` wrote; some files may be gone. Raises ConfigError where
+    there are none."""
     run, results = RunDir(folder), folder / "results.jsonl"
     try:
         if (run.eval_videos / "index.json").is_file():
@@ -41,11 +42,8 @@ def videos_of(folder: Path) -> list[SavedVideo]:
             )
     except (KeyError, TypeError, ValueError) as reason:
         raise ConfigError(f"the records in {folder} can't be read: {reason!r}") from None
-    gone = [video.name for video in found if not video.file.is_file()]
-    if gone or not found:
-        what = (
-            f"{len(gone)} of {len(found)} videos are gone, such as {gone[0]}" if gone else "there is no video"
-        )
+    if not any(video.file.is_file() for video in found):
+        what = f"all {len(found)} videos are gone" if found else "there is no video"
         raise ConfigError(f"{folder}: {what}; `train` writes evaluation.num_shown_videos of each evaluation")
     return found
 

@@ -8,6 +8,7 @@ A client is used by one thread at a time; several may ask at once with a client 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,9 @@ FIRST_BACKOFF_S = 0.5
 MAX_WAIT_S = 30.0
 """Between two attempts, whatever the server asks for."""
 
+AGAIN = (408, 429, 502, 503, 504)
+"""Answers that may be others a little later."""
+
 Video = Path | bytes | np.ndarray
 """A file, what is in one, or frames uint8 [F, 3, H, W] or [F, H, W, 3]."""
 
@@ -35,7 +39,7 @@ class ScoringClient:
         """`timeout_s`: for one attempt, the scoring included. Raises ConfigError for a URL that is none."""
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"'{url}' is no URL of a door; write http://HOST:PORT")
-        self._url, self._max_attempts = url.rstrip("/"), max_attempts
+        self._url, self._timeout_s, self._max_attempts = url.rstrip("/"), timeout_s, max_attempts
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {token}"}, timeout=httpx.Timeout(timeout_s, connect=10.0)
         )
@@ -74,10 +78,14 @@ class ScoringClient:
                 response = self._http.request(method, self._url + path, **body)
             except httpx.InvalidURL as error:
                 raise ConfigError(f"'{self._url}' is no URL of a door: {error}") from None
+            except httpx.ReadTimeout:
+                raise InfraFailure(
+                    f"{self._url} took the request and did not answer in {self._timeout_s:g} s"
+                ) from None  # it would not be faster the next time, and is perhaps still at work
             except httpx.TransportError as error:
                 reason = f"{type(error).__name__}: {error}"
             else:
-                if response.status_code not in (502, 503, 504):
+                if response.status_code not in AGAIN:
                     return _checked(response, self._url)
                 reason = _message(response)
                 wait_s = max(wait_s, _seconds(response.headers))
@@ -105,7 +113,10 @@ def _checked(response: httpx.Response, url: str) -> Any:
     """The JSON of a good answer. Raises the error of this project that a bad one stands for."""
     status = response.status_code
     if status == 200:
-        return response.json()
+        try:
+            return response.json()
+        except ValueError:
+            raise ConfigError(f"{url} answers without JSON; is this the door of reward servers?") from None
     message = _message(response)
     if status in (401, 403, 404):
         raise ConfigError(f"{url}: {message}")
@@ -117,9 +128,10 @@ def _checked(response: httpx.Response, url: str) -> Any:
 def _message(response: httpx.Response) -> str:
     """What the door says, or what somebody between us and it says."""
     if response.headers.get("content-type", "").startswith("application/json"):
-        body = response.json()
-        if isinstance(body, dict) and "message" in body:
-            return str(body["message"])
+        with contextlib.suppress(ValueError):
+            body = response.json()
+            if isinstance(body, dict) and "message" in body:
+                return str(body["message"])
     return f"{response.status_code} {response.reason_phrase}; is this the door of reward servers?"
 
 

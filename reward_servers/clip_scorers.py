@@ -21,7 +21,7 @@ from astrolabe_ray.models.checkpoints import load_strict
 from astrolabe_ray.models.weight_files import read_pickled, read_safetensors
 from reward_servers.compiled import compile_if_asked
 from reward_servers.forwards import Forwards
-from reward_servers.frame_pictures import normalised, resized
+from reward_servers.frame_pictures import normalised, resized, resized_part
 from reward_servers.scorers import ScorerSetup
 
 BEST = 0.3
@@ -86,11 +86,15 @@ class ClipFeatures:
         return F.pad(resized(levels_NCHW, height, width), margins)
 
     def _cropped(self, levels_NCHW: Tensor) -> Tensor:
-        """The shorter side fills the square, the ends of the longer one are cut off."""
+        """The shorter side fills the square, the ends of the longer one are cut off.
+
+        They are cut off before they are made, so that the shape of a picture does not decide on memory.
+        """
         short = min(levels_NCHW.shape[2:])
         height, width = (int(side * self.size / short) for side in levels_NCHW.shape[2:])
         top, left = round((height - self.size) / 2), round((width - self.size) / 2)
-        return resized(levels_NCHW, height, width)[..., top : top + self.size, left : left + self.size]
+        columns = resized_part(levels_NCHW, 3, width, left, self.size)
+        return resized_part(columns, 2, height, top, self.size)
 
 
 class HPSv2Scorer:

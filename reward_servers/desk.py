@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from astrolabe_ray.config.schema import RewardConfig
 from astrolabe_ray.config.scorer_cards import scorer_name
-from astrolabe_ray.errors import DataFailure
+from astrolabe_ray.errors import DataFailure, InfraFailure
 from astrolabe_ray.roles import RewardPool
-from astrolabe_ray.video_scoring import Keep, rollout_of
+from astrolabe_ray.video_scoring import Keep, rollouts_of
 from reward_servers.messages import Point, ServedReward
 from reward_servers.scorers import card_of
 from reward_servers.uploads import Refused
@@ -20,7 +21,7 @@ MIN_WINDOW_FRAMES = 9
 """Of a window of a scorer that looks at motion: three latent frames of Wan."""
 
 PoolOf = Callable[[Sequence[RewardConfig]], RewardPool]
-"""A pool of some of the rewards. Called once for each combination that is asked for."""
+"""A pool of the rewards of one scorer. Called once for each scorer."""
 
 
 class Desk:
@@ -29,7 +30,18 @@ class Desk:
     def __init__(self, rewards: Sequence[RewardConfig], pool_of: PoolOf, keep: Keep) -> None:
         self._rewards = {reward.key: reward for reward in rewards}
         self._pool_of, self._keep = pool_of, keep
-        self._pools: dict[tuple[str, ...], RewardPool] = {}
+        self._members: dict[str, list[RewardConfig]] = {}
+        for reward in rewards:
+            self._members.setdefault(scorer_name(reward.key), []).append(reward)
+        self._pools: dict[str, RewardPool] = {}  # by scorer; started, so their servers stay
+        self._starting = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Reach every scorer, so that its servers stay as long as this desk; one that is not there is
+        looked for again when somebody asks for it. Raises ConfigError."""
+        for scorer in self._members:
+            with contextlib.suppress(InfraFailure):
+                await self._pool(scorer)
 
     def served(self) -> list[ServedReward]:
         return [_served(key) for key in self._rewards]
@@ -43,10 +55,13 @@ class Desk:
 
     async def score(self, video: np.ndarray, prompt: str, keys: Sequence[str]) -> dict[str, float]:
         """Of `video` uint8 [F, 3, H, W]. Raises DataFailure for what a scorer can't judge, InfraFailure."""
-        pool = await self._pool(tuple(keys))
-        rollout = await asyncio.to_thread(rollout_of, video, prompt, pool, self._keep)
-        (scores,) = await pool.score([rollout])
-        return scores.values
+        pools = [await self._pool(scorer) for scorer in dict.fromkeys(map(scorer_name, keys))]
+        rollouts = await asyncio.to_thread(rollouts_of, video, prompt, pools, self._keep)
+        answers = await asyncio.gather(
+            *(pool.score([rollout]) for pool, rollout in zip(pools, rollouts, strict=True))
+        )
+        found = {key: value for (scores,) in answers for key, value in scores.values.items()}
+        return {key: found[key] for key in keys}
 
     async def curves(
         self, video: np.ndarray, prompt: str, keys: Sequence[str], num_points: int
@@ -68,12 +83,14 @@ class Desk:
                     found[key].append(Point(first, end, answer[key]))
         return found
 
-    async def _pool(self, keys: tuple[str, ...]) -> RewardPool:
-        if keys not in self._pools:
-            pool = self._pool_of([self._rewards[key] for key in keys])
-            await pool.start()
-            self._pools[keys] = pool
-        return self._pools[keys]
+    async def _pool(self, scorer: str) -> RewardPool:
+        if scorer not in self._pools:
+            async with self._starting:
+                if scorer not in self._pools:  # callers at the same time share one
+                    pool = self._pool_of(self._members[scorer])
+                    await pool.start()
+                    self._pools[scorer] = pool
+        return self._pools[scorer]
 
 
 def windows(num_frames: int, num_points: int, min_frames: int) -> list[tuple[int, int]]:

@@ -1,5 +1,7 @@
 """The HTTP door as an application of Ray Serve: it outlives the command that opened it and is restarted.
 
+It holds its reward servers from when it opens until it closes, so none of them goes for being idle.
+
 Its replica listens itself, on the head node. Serve's own proxy would have to be asked for when Serve starts,
 which is with the first run that wants rewards, long before anybody asks for HTTP; and it would open a port on
 every node.
@@ -14,9 +16,10 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from astrolabe_ray.config.schema import ClusterConfig, RewardConfig
+from astrolabe_ray.config.schema import RewardConfig
 from astrolabe_ray.errors import InfraFailure
 from astrolabe_ray.server_status import DoorStatus
 from reward_servers.app import ServerSpec
@@ -25,6 +28,7 @@ from reward_servers.desk import Desk
 from reward_servers.http import make_app
 from reward_servers.http_thread import HttpThread
 from reward_servers.pool import ServeRewardPool
+from reward_servers.readiness import Patience
 from reward_servers.uploads import UploadLimits
 
 PREFIX = "scoring-door-"
@@ -35,12 +39,16 @@ ON_HEAD_NODE = {"node:__internal_head__": 0.001}
 
 @dataclass(frozen=True)
 class DoorSpec:
-    """A door. The token itself stays with its owner."""
+    """A door. The token itself stays with its owner.
+
+    Example: `DoorSpec(config.rewards, "127.0.0.1", 8100, digest_of(token), 3600.0)`.
+    """
 
     rewards: tuple[RewardConfig, ...]
     host: str
     port: int
     token_digest: bytes = field(repr=False)
+    idle_timeout_s: float | None  # of the servers, which the open door holds; None: for ever
 
     @property
     def app_name(self) -> str:
@@ -54,11 +62,10 @@ class Door:
         """Raises InfraFailure for a port that is taken."""
         patience = {"max_attempts": MAX_ATTEMPTS}
         rewards = [reward.model_copy(update=patience) for reward in spec.rewards]
-        idle_timeout_s = ClusterConfig().reward_idle_timeout_s
         desk = Desk(
             rewards,
             lambda some: ServeRewardPool(
-                some, client=spec.app_name, idle_timeout_s=idle_timeout_s, connect=_handles
+                some, client=spec.app_name, idle_timeout_s=spec.idle_timeout_s, connect=_handles
             ),
             ray.put,
         )
@@ -114,8 +121,14 @@ def _handle(app_name: str) -> DeploymentHandle:
     return serve.get_app_handle(app_name).options(_by_reference=True)
 
 
-def _handles(specs: Sequence[ServerSpec]) -> list[DeploymentHandle]:
-    return [_handle(spec.app_name) for spec in specs]
+def _handles(specs: Sequence[ServerSpec], _: Patience) -> list[DeploymentHandle]:
+    """Of servers that run. Raises InfraFailure for one that does not: a door starts none."""
+    try:
+        return [_handle(spec.app_name) for spec in specs]
+    except RayServeException as reason:
+        raise InfraFailure(
+            f"a reward server of this door is gone ({reason}); `rewards up` with its config starts it"
+        ) from None
 
 
 def _last_message(app_name: str) -> str:

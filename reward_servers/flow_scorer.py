@@ -31,6 +31,8 @@ UNSTEADY = 0.1
 STILL = 0.001
 """Diagonals per frame below which flow is noise."""
 RAFT_SIDE, RAFT_UNIT = 128, 8
+DIS_SIDE, DIS_LONGEST = 16, 32767
+"""Pixels. Below the first, OpenCV fails or reads past its pyramid; above the second it can't resize."""
 
 Flow = Callable[[np.ndarray], np.ndarray]
 """uint8 [F, 3, H, W] -> pixels [F - 1, 2, H, W] from each frame to the next."""
@@ -88,6 +90,12 @@ def dis() -> Flow:
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
     def flow(video: np.ndarray) -> np.ndarray:
+        height, width = video.shape[2:]
+        if min(height, width) < DIS_SIDE or max(height, width) > DIS_LONGEST:
+            raise DataFailure(
+                f"optical flow needs sides of {DIS_SIDE} to {DIS_LONGEST} pixels, the videos have "
+                f"{height} x {width}"
+            )
         planes = [cv2.cvtColor(frame.transpose(1, 2, 0), cv2.COLOR_RGB2GRAY) for frame in video]
         pairs = [search.calc(a, b, None) for a, b in pairwise(planes)]  # type: ignore[call-overload]
         return np.stack(pairs).transpose(0, 3, 1, 2)

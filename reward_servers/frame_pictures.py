@@ -20,13 +20,18 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 def fit_pixels(height: int, width: int, num_pixels: int) -> tuple[int, int]:
     """Sides that are whole tokens, about as many pixels as `num_pixels` and not more, in proportion.
 
+    A picture that would be narrower than a token loses its proportion, not the bound.
+
     Example: 480 x 832 with a budget of 200,704 pixels becomes 336 x 588.
     """
     unit = PATCH * MERGE
     high, wide = (max(unit, round(side / unit) * unit) for side in (height, width))
     ratio = math.sqrt(height * width / num_pixels)
     if high * wide > num_pixels:
-        return tuple(max(unit, math.floor(side / ratio / unit) * unit) for side in (height, width))  # type: ignore[return-value]
+        longest = max(unit, num_pixels // unit // unit * unit)  # beside a side of one token
+        return tuple(  # type: ignore[return-value]
+            min(longest, max(unit, math.floor(side / ratio / unit) * unit)) for side in (height, width)
+        )
     if high * wide < num_pixels:
         return tuple(math.ceil(side / ratio / unit) * unit for side in (height, width))  # type: ignore[return-value]
     return high, wide
@@ -42,6 +47,34 @@ def resized(levels_NCHW: Tensor, height: int, width: int) -> Tensor:
             levels_NCHW = F.interpolate(levels_NCHW, size, mode="bicubic", antialias=True)
             levels_NCHW = levels_NCHW.round().clamp(0, 255)
     return levels_NCHW
+
+
+def resized_part(levels_NCHW: Tensor, axis: int, size: int, first: int, count: int) -> Tensor:
+    """`count` lines from `first` of what `resized` makes along one axis (2 or 3) of length `size`.
+
+    Only the lines of the picture that they are made of are looked at.
+    """
+    length = levels_NCHW.shape[axis]
+    if (length, first) == (size, 0) and count == size:
+        return levels_NCHW
+    scale = length / size
+    reach = 2 * max(scale, 1)
+    start = max(0, math.floor((first + 0.5) * scale - reach) - 1)
+    end = min(length, math.ceil((first + count - 0.5) * scale + reach) + 1)
+    middles = (torch.arange(first, first + count, dtype=torch.float64) + 0.5) * scale
+    places = torch.arange(start, end, dtype=torch.float64) + 0.5
+    weights = _bicubic((places - middles[:, None]) / max(scale, 1))
+    weights = (weights / weights.sum(1, keepdim=True)).to(levels_NCHW)
+    part = levels_NCHW.narrow(axis, start, end - start).transpose(axis, 3)
+    return (part @ weights.T).transpose(axis, 3).round().clamp(0, 255)
+
+
+def _bicubic(x: Tensor) -> Tensor:
+    """Keys' kernel with a = -1/2, which Pillow uses; 0 from a distance of 2 on."""
+    x = x.abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
 def normalised(levels_NCHW: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,9 +86,12 @@ def make_app(
     limits: UploadLimits,
     max_requests: int = 16,
     num_decoders: int = 2,
+    request_timeout_s: float = 300.0,
 ) -> ASGIApp:
-    """The ASGI application. `token_digest`: of the token that all callers share."""
+    """The ASGI application. `token_digest`: of the token that all callers share. `request_timeout_s`: from
+    the whole upload to the answer; servers that are busy for longer are a 503."""
     app = FastAPI(
+        lifespan=_opened(desk),
         title="Reward servers",
         description="Scores of videos. Send an mp4 file or a uint8 npy array with the prompt that it shows.",
         version="1",
@@ -95,8 +100,20 @@ def make_app(
     )
     _add_answers_to_errors(app)
     _add_pages(app)
-    _add_scoring(app, desk, limits, Decoders(limits, num_decoders))
+    _add_scoring(app, desk, limits, Decoders(limits, num_decoders), request_timeout_s)
     return Guard(app, token_digest=token_digest, max_bytes=limits.max_bytes, max_requests=max_requests)
+
+
+def _opened(desk: Desk) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """While the application runs, so do the desk's pools; nobody waits for them before they ask."""
+
+    @asynccontextmanager
+    async def opened(_: FastAPI) -> AsyncIterator[None]:
+        opening = asyncio.create_task(desk.open())
+        yield
+        opening.cancel()
+
+    return opened
 
 
 def _add_pages(app: FastAPI) -> None:
@@ -115,7 +132,9 @@ def _add_pages(app: FastAPI) -> None:
         return {"status": "ok"}
 
 
-def _add_scoring(app: FastAPI, desk: Desk, limits: UploadLimits, decoders: Decoders) -> None:
+def _add_scoring(
+    app: FastAPI, desk: Desk, limits: UploadLimits, decoders: Decoders, timeout_s: float
+) -> None:
     token = [Security(HTTPBearer(auto_error=False))]  # for the list of routes; `Guard` has checked it
 
     @app.get("/v1/rewards", dependencies=token, responses=PROBLEMS, summary="Rewards that are served")
@@ -134,17 +153,24 @@ def _add_scoring(app: FastAPI, desk: Desk, limits: UploadLimits, decoders: Decod
         check_prompt(prompt, limits.max_prompt_chars)
         if not 0 <= points <= limits.max_windows:
             raise Refused("malformed", f"points is {points}; it must be 0 to {limits.max_windows}")
-        frames = await _decoded(await video.read(), limits, decoders)
-        found = await desk.score(frames, prompt, keys)
-        curves = await desk.curves(frames, prompt, keys, points) if points else {}
-        return ScoreAnswer(
-            scores=found,
-            curves=curves,
-            num_frames=len(frames),
-            height=frames.shape[2],
-            width=frames.shape[3],
-            seconds=round(time.monotonic() - began, 3),
-        )
+
+        async def answer() -> ScoreAnswer:
+            frames = await _decoded(await video.read(), limits, decoders)
+            found = await desk.score(frames, prompt, keys)
+            curves = await desk.curves(frames, prompt, keys, points) if points else {}
+            return ScoreAnswer(
+                scores=found,
+                curves=curves,
+                num_frames=len(frames),
+                height=frames.shape[2],
+                width=frames.shape[3],
+                seconds=round(time.monotonic() - began, 3),
+            )
+
+        try:
+            return await asyncio.wait_for(answer(), timeout_s)
+        except asyncio.TimeoutError:
+            raise InfraFailure(f"no score after {timeout_s:g} s; the reward servers are busy") from None
 
 
 async def _decoded(content: bytes, limits: UploadLimits, decoders: Decoders) -> np.ndarray:
@@ -154,7 +180,11 @@ async def _decoded(content: bytes, limits: UploadLimits, decoders: Decoders) -> 
 
 
 def _add_answers_to_errors(app: FastAPI) -> None:
-    """Every error that is somebody's mistake, or the cluster's, as JSON. Faults of the program stay 500."""
+    """Every error as JSON. Faults of the program stay 500, and their traceback goes to the log."""
+
+    @app.exception_handler(Exception)
+    async def fault(_: Request, error: Exception) -> JSONResponse:
+        return problem(500, "fault", f"a fault of the door, {type(error).__name__}; its log says where")
 
     @app.exception_handler(DataFailure)
     async def refused(_: Request, failure: DataFailure) -> JSONResponse:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import time
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -20,6 +21,8 @@ GUARDED = "/v1/"
 RETRY_AFTER_S = 2
 BODY_TIMEOUT_S = 60.0
 """Between two pieces of a body; whoever sends slower holds a place that others want."""
+WHOLE_BODY_S, SLOWEST_BYTES_PER_S = 30.0, 256 << 10
+"""A body may take so long, and longer by its bytes at this rate: a byte now and then holds a place, too."""
 FORM_BYTES = 64 << 10
 """What the form around a file may take."""
 
@@ -72,15 +75,18 @@ class _Counted:
 
     def __init__(self, receive: Receive, max_bytes: int) -> None:
         self._receive, self._max_bytes, self._num_bytes = receive, max_bytes, 0
-        self._is_whole = False
+        self._is_whole, self._began = False, time.monotonic()
 
     async def __call__(self) -> Message:
         if self._is_whole:  # what comes now is the end of the connection, when it may please
             return await self._receive()
+        allowed_s = WHOLE_BODY_S + self._num_bytes / SLOWEST_BYTES_PER_S
+        left_s = self._began + allowed_s - time.monotonic()
         try:
-            message = await asyncio.wait_for(self._receive(), BODY_TIMEOUT_S)
+            message = await asyncio.wait_for(self._receive(), max(0.0, min(BODY_TIMEOUT_S, left_s)))
         except asyncio.TimeoutError:
-            raise HTTPException(408, f"nothing came for {BODY_TIMEOUT_S:g} s") from None
+            came = f"{self._num_bytes} bytes came in {time.monotonic() - self._began:.0f} s"
+            raise HTTPException(408, f"{came}, the rest not; send it faster, or a smaller file") from None
         self._num_bytes += len(message.get("body", b""))
         self._is_whole = not message.get("more_body", False)
         if self._num_bytes > self._max_bytes:

@@ -93,6 +93,7 @@ def read_mp4(content: bytes, limits: UploadLimits) -> np.ndarray:
         raise Refused("no_frames", "no frame of the mp4 can be decoded")
     video = np.stack(frames).transpose(0, 3, 1, 2)
     factor = enlargement(metadata, *video.shape[2:])
+    check_size(len(video), video.shape[2] // factor, video.shape[3] // factor, limits)  # the file says which
     return shrunk(video, factor) if factor > 1 else video
 
 

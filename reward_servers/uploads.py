@@ -16,6 +16,8 @@ MAX_HEADER_BYTES = 1024
 """Of an npy file; that of a video takes 118."""
 MIN_SIDE = 8
 """Pixels."""
+MAX_RATIO = 8
+"""Of a frame's longer side to its shorter one. Scorers scale by one side, and the other grows along."""
 
 
 class Refused(DataFailure):
@@ -48,6 +50,11 @@ def check_size(frames: int, height: int, width: int, limits: UploadLimits) -> No
         raise Refused("no_frames", "the video has no frames")
     if min(height, width) < MIN_SIDE:
         raise Refused("wrong_shape", f"frames of {height}x{width} pixels; each side needs {MIN_SIDE} or more")
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise Refused(
+            "wrong_shape",
+            f"frames of {height}x{width} pixels; a side may be {MAX_RATIO} times the other at most; cut it",
+        )
     if frames > limits.max_frames:
         raise Refused("too_large", f"{frames} frames; at most {limits.max_frames} are scored, so cut it")
     if height * width > limits.max_pixels:

@@ -34,6 +34,7 @@ def local_door(
     keys: Sequence[str] = KEYS,
     token: str = TOKEN,
     max_requests: int = 16,
+    request_timeout_s: float = 300.0,
     **limits: Any,
 ) -> Iterator[str]:
     """Its URL. `limits`: fields of UploadLimits."""
@@ -43,6 +44,7 @@ def local_door(
         token_digest=digest_of(token),
         limits=replace(UploadLimits(), **limits),
         max_requests=max_requests,
+        request_timeout_s=request_timeout_s,
     )
     server = HttpThread(app, "127.0.0.1", 0)
     try:

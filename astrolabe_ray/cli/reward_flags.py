@@ -10,6 +10,7 @@ from astrolabe_ray.cli.config_flags import PASSES_OVERRIDES, ConfigOption, overr
 from astrolabe_ray.cli.score_flags import Host, Http, Port, TokenFile
 from astrolabe_ray.cli.token import read_token
 from astrolabe_ray.cli.wiring import DoorOptions, Wiring
+from astrolabe_ray.errors import ConfigError
 
 ServerName = Annotated[
     str, typer.Argument(metavar="NAME", help="As `rewards status` shows it, its beginning, or the scorer.")
@@ -35,6 +36,8 @@ def add_rewards(app: typer.Typer, wiring: Wiring) -> None:
         """Start the reward servers of a config on the cluster of RAY_ADDRESS; keeps what already runs."""
         from astrolabe_ray.cli.rewards import up as run
 
+        if not http:
+            _refuse_door_flags(context)
         door = DoorOptions(host, port, read_token(token_file)) if http else None
         known = ("--config", "--http", "--host", "--port", "--token-file")
         run(config, overrides_in(context.args, known), wiring, door)
@@ -54,6 +57,14 @@ def add_rewards(app: typer.Typer, wiring: Wiring) -> None:
         run(config, overrides_in(context.args, ("--config",)), wiring)
 
     _add_measures(rewards, wiring)
+
+
+def _refuse_door_flags(context: typer.Context) -> None:
+    """Raises ConfigError for flags of a door that was not asked for; it would seem to be open."""
+    for name in ("host", "port", "token_file"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ConfigError(f"--{name.replace('_', '-')} is for the HTTP door; it needs --http")
 
 
 def _add_measures(rewards: typer.Typer, wiring: Wiring) -> None:

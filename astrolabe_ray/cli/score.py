@@ -47,18 +47,31 @@ class Scored:
 
 
 def score(what: What, wiring: Wiring) -> None:
-    """Raises ConfigError before anything heavy loads, and DataFailure in the end if a video has no score."""
+    """Raises ConfigError before anything heavy loads, and DataFailure in the end if a video has no score.
+
+    What ends it earlier, as reward servers that die or Ctrl-C, leaves the scores that there are.
+    """
     _check_flags(what)
     videos = videos_of(what.from_run) if what.from_run is not None else _given(what)
-    with _scorer(what, wiring) as scorer:
-        scored = [_scored(video, scorer, wiring) for video in videos]
-    typer.echo(_json(scored) if what.as_json else table(scored))
+    scored: list[Scored] = []
+    try:
+        with _scorer(what, wiring) as scorer:
+            for video in videos:
+                scored.append(_scored(video, scorer, wiring))
+    finally:
+        if scored:
+            _say(what, videos, scored)
     failed = [each for each in scored if each.failure is not None]
-    if what.from_run is not None:
-        _write(what.from_run, scored, is_quiet=what.as_json)
     if failed:
         lines = "\n".join(f"{each.video.file}: {each.failure}" for each in failed)
         raise DataFailure(f"{len(failed)} of {len(scored)} videos were not scored\n{lines}")
+
+
+def _say(what: What, videos: Sequence[SavedVideo], scored: Sequence[Scored]) -> None:
+    """`scored` are the first of `videos`, or all."""
+    typer.echo(_json(scored) if what.as_json else table(scored))
+    if what.from_run is not None:
+        _write(what.from_run, videos, scored, is_quiet=what.as_json)
 
 
 def _check_flags(what: What) -> None:
@@ -70,6 +83,8 @@ def _check_flags(what: What) -> None:
         raise ConfigError("--prompt is empty; describe what the videos show")
     if what.url is not None and what.config is not None:
         raise ConfigError("--url and --config are two places to score; name one")
+    if what.token_file is not None and what.url is None:
+        raise ConfigError("--token-file is for a door elsewhere; it needs --url http://HOST:PORT")
     if what.gpu and (what.url is not None or what.config is not None):
         raise ConfigError("--gpu is for scoring in this process, without --url and --config")
 
@@ -183,10 +198,12 @@ def _json(scored: Sequence[Scored]) -> str:
     )
 
 
-def _write(folder: Path, scored: Sequence[Scored], *, is_quiet: bool) -> None:
+def _write(folder: Path, videos: Sequence[SavedVideo], scored: Sequence[Scored], *, is_quiet: bool) -> None:
     from astrolabe_ray.report.rescoring import merged, write_agreement
 
-    records = merged(folder, [each.video for each in scored], [each.scores for each in scored])
+    nothing: Mapping[str, float] = {}
+    not_reached = [nothing] * (len(videos) - len(scored))
+    records = merged(folder, videos, [*(each.scores for each in scored), *not_reached])
     written = write_agreement(folder, records)
     if not is_quiet:
         typer.echo(f"\n{written.read_text()}\nResults: {written.parent / 'rescored.jsonl'}, {written}")

@@ -23,10 +23,17 @@ NOW = " (now)"
 
 
 def merged(folder: Path, videos: Sequence[SavedVideo], now: Sequence[Mapping[str, float]]) -> list[Json]:
-    """Records of `videos` with what they were scored `now` and in earlier calls. Written to the folder."""
-    earlier = {(r["file"], r["sha256"]): r["rescored"] for r in read_lines(folder / RESCORED)}
-    digests = [hashlib.sha256(video.file.read_bytes()).hexdigest() for video in videos]
-    records = [
+    """Records of `videos` with what they were scored `now` and in earlier calls. Written to the folder.
+
+    One whose file is gone keeps the record that it has.
+    """
+    before = read_lines(folder / RESCORED)
+    earlier = {(r["file"], r["sha256"]): r["rescored"] for r in before}
+    here = [(video, scores) for video, scores in zip(videos, now, strict=True) if video.file.is_file()]
+    gone = {video.name for video in videos} - {video.name for video, _ in here}
+    digests = [hashlib.sha256(video.file.read_bytes()).hexdigest() for video, _ in here]
+    records = [record for record in before if record["file"] in gone]
+    records += [
         {
             "file": video.name,
             "sha256": digest,
@@ -35,7 +42,7 @@ def merged(folder: Path, videos: Sequence[SavedVideo], now: Sequence[Mapping[str
             "scores": video.scores,
             "rescored": {**earlier.get((video.name, digest), {}), **scores},
         }
-        for video, digest, scores in zip(videos, digests, now, strict=True)
+        for (video, scores), digest in zip(here, digests, strict=True)
     ]
     write_lines(folder / RESCORED, records)
     return records

@@ -173,6 +173,8 @@ NAN = np.full((9, 3, 16, 16), np.nan, np.float32)
         (npy(GOOD[:, :1]), 422, "wrong_shape", "is neither"),
         (npy(GOOD[..., :3]), 422, "wrong_shape", "may be both"),
         (npy(GOOD[..., :4]), 422, "wrong_shape", "16x4"),
+        (npy(np.zeros((1, 3, 8, 65), np.uint8)), 422, "wrong_shape", "8 times the other"),
+        (npy(np.zeros((1, 3, 2600, 8), np.uint8)), 422, "wrong_shape", "2600x8"),
         (bomb(), 413, "too_large", "40000 frames"),
         (short(GOOD), 422, "bad_npy", "promises 6912 bytes of pixels, the file has 6911"),
         (npy(GOOD)[:20], 422, "bad_npy", "header"),
@@ -303,7 +305,7 @@ def test_a_full_door_says_when_to_come_back_and_goes_on_with_what_it_has() -> No
     [
         (InfraFailure("reward server of 'x' did not answer in 4 attempts"), 503, "unavailable"),
         (DataFailure("the prompt 'a <|Reward|>' contains <|Reward|>, which is a mark"), 422, "not_scored"),
-        (ValueError("a fault of the program"), 500, None),
+        (ValueError("a fault of the program"), 500, "fault"),
     ],
 )
 def test_what_goes_wrong_behind_the_door_is_told_as_what_it_is(

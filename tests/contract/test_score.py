@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
+from typer.testing import CliRunner
 
+from astrolabe_ray.cli.app import make_app
 from astrolabe_ray.cli.score import Scored, What, score, table
 from astrolabe_ray.config.schema import RewardConfig
 from astrolabe_ray.data.frames import derive_view
 from astrolabe_ray.data.sprites.captions import SpriteCaption
 from astrolabe_ray.data.sprites.clips import render_clips
-from astrolabe_ray.errors import ConfigError, DataFailure
+from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure
 from astrolabe_ray.report.run_dir import read_json, read_lines, write_json, write_lines
 from astrolabe_ray.report.video import decode_mp4, encode_mp4
+from astrolabe_ray.runtime import cluster
 from astrolabe_ray.saved_videos import SavedVideo, prompt_of
 from astrolabe_ray.types import FrameSpec
 from astrolabe_ray.video_scoring import score_video
@@ -190,6 +196,7 @@ def test_a_video_that_was_made_again_loses_the_scores_of_the_old_one(
             "clip-vit-large-patch14",
         ),
         ({"videos": (Path("launch.py"),), "url": "x", "config": "y"}, "two places to score"),
+        ({"videos": (Path("launch.py"),), "token_file": Path("t")}, "--token-file .* needs --url"),
         ({"videos": (Path("launch.py"),), "url": "x", "gpu": True}, "--gpu is for scoring in this process"),
         (
             {"videos": (Path("launch.py"),), "prompt": RED, "url": "http://x"},
@@ -208,12 +215,100 @@ def test_mistakes_are_named(more: dict[str, Any], words: str, monkeypatch: pytes
 def test_a_run_whose_videos_are_gone_is_named(tmp_path: Path) -> None:
     """A folder that was copied without its videos."""
     run = write_run(tmp_path).path
-    (run / "eval_videos" / "after" / "001.mp4").unlink()
-    with pytest.raises(ConfigError, match=r"1 of \d+ videos are gone, such as after/001.mp4"):
+    for file in (run / "eval_videos").glob("*/*.mp4"):
+        file.unlink()
+    with pytest.raises(ConfigError, match=r"all 6 videos are gone"):
         score(what(from_run=run), WIRING)
     write_json(run / "eval_videos" / "index.json", [{"file": "after/000.mp4"}])
     with pytest.raises(ConfigError, match="can't be read: KeyError\\('prompt'\\)"):
         score(what(from_run=run), WIRING)
+
+
+def test_one_video_that_is_gone_costs_nothing_but_its_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that somebody moved, and a folder that is refused for it, or an earlier score that is lost."""
+    run = write_run(tmp_path).path
+    score(what(from_run=run, rewards=("motion_quality",)), WIRING)
+    earlier = {line["file"]: line for line in read_lines(run / "rescored.jsonl")}
+    (run / "eval_videos" / "after" / "001.mp4").unlink()
+    with pytest.raises(DataFailure, match=r"1 of 6 videos were not scored\n.*after/001.mp4: it can't be"):
+        score(what(from_run=run, rewards=("image_quality",)), WIRING)
+    lines = {line["file"]: line for line in read_lines(run / "rescored.jsonl")}
+    assert lines.pop("after/001.mp4") == earlier["after/001.mp4"]
+    assert len(lines) == 5
+    assert all(line["rescored"].keys() == {"motion_quality", "image_quality"} for line in lines.values())
+    assert "after/001.mp4" in capsys.readouterr().out
+
+
+class Ending:
+    """A scorer that says 0.25 twice and then raises."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error, self._num_asked, self.is_closed = error, 0, False
+
+    def score(self, video: Path, prompt: str) -> dict[str, float]:
+        self._num_asked += 1
+        if self._num_asked == 3:
+            raise self._error
+        return {"image_quality": 0.25}
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.mark.parametrize("error", [InfraFailure("no server answers"), KeyboardInterrupt()])
+def test_what_was_scored_before_the_end_is_written(
+    error: BaseException, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hours of scoring that a server's death, or Ctrl-C, takes along; also of an earlier call."""
+    run = write_run(tmp_path).path
+    score(what(from_run=run, rewards=("motion_quality",)), WIRING)
+    capsys.readouterr()
+    scorer = Ending(error)
+    with pytest.raises(type(error)):
+        score(what(from_run=run), replace(WIRING, pool_scorer=lambda *_: scorer))
+    lines = read_lines(run / "rescored.jsonl")
+    assert [line["rescored"].get("image_quality") for line in lines] == [0.25, 0.25, None, None, None, None]
+    assert all("motion_quality" in line["rescored"] for line in lines)
+    assert capsys.readouterr().out.count("0.2500") >= 2 and scorer.is_closed
+
+
+def test_running_servers_of_a_config_are_joined_and_left(
+    videos: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A question to the wiring in words that it does not know; or servers that are started unasked."""
+    monkeypatch.chdir(ROOT)
+    seen: list[object] = []
+    monkeypatch.setattr(cluster, "connect", lambda _, *, may_start: seen.append(may_start))
+    monkeypatch.setattr(ray, "shutdown", lambda: seen.append("left"))
+    config = "configs/nft_tiny.py:tiny_sprites"
+
+    def running(rewards: Sequence[RewardConfig]) -> list[str]:
+        return [reward.key for reward in rewards if reward.key != "motion_quality"]
+
+    def pool_scorer(rewards: Sequence[RewardConfig], is_local: bool) -> Ending:
+        seen.append(([reward.key for reward in rewards], is_local))
+        return Ending(AssertionError())
+
+    wiring = replace(WIRING, running_rewards=running, pool_scorer=pool_scorer)
+    score(what(videos[0], config=config, rewards=("image_quality",)), wiring)
+    assert seen == [False, (["image_quality"], False), "left"] and "0.2500" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=f"no reward server of motion_quality runs.*--config {config}"):
+        score(what(videos[0], config=config, rewards=("motion_quality",)), wiring)
+    assert seen[3:] == [False, "left"]
+    with pytest.raises(ConfigError, match="'clip_score' is no reward of"):
+        score(what(videos[0], config=config, rewards=("clip_score",)), wiring)
+
+
+def test_the_wiring_takes_what_the_command_gives() -> None:
+    """A fake that takes what the real one does not, so that only people notice."""
+    for name, arguments in (
+        ("running_rewards", ([],)),
+        ("pool_scorer", ([], False)),
+        ("door_scorer", ("http://x", "t", ())),
+    ):
+        inspect.signature(getattr(WIRING, name)).bind(*arguments)
 
 
 def test_prompts_with_the_words_of_a_comment_come_back_whole(tmp_path: Path) -> None:
@@ -239,3 +334,12 @@ def test_a_door_does_not_open_without_a_token_that_is_one(token: str, tmp_path: 
         timeout=60,
     )
     assert done.returncode == 2 and "openssl rand -hex 32" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("flag", [("--port", "8101"), ("--host", "0.0.0.0"), ("--token-file", "t")])
+def test_flags_of_a_door_that_was_not_asked_for_are_refused(flag: tuple[str, str]) -> None:
+    """Servers that come up, and a door that seems to be open."""
+    command = ["rewards", "up", "--config", "configs/nft_tiny.py:tiny_sprites", *flag]
+    found = CliRunner().invoke(make_app(WIRING), command)
+    assert isinstance(found.exception, ConfigError)
+    assert str(found.exception) == f"{flag[0]} is for the HTTP door; it needs --http"

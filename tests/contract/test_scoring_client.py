@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -119,6 +120,15 @@ def test_a_busy_door_is_asked_again_when_it_says() -> None:
             InfraFailure,
             "502 Bad Gateway; is this the door",
         ),
+        ((408, BUSY[1], {}), 2, InfraFailure, "2 attempts: come back"),
+        ((429, BUSY[1], {}), 2, InfraFailure, "2 attempts: come back"),
+        (
+            (200, "<html>", {"Content-Type": "text/html"}),
+            1,
+            ConfigError,
+            "answers without JSON; is this the door",
+        ),
+        ((404, "<html>", {}), 1, ConfigError, "is this the door"),
         ((500, "boom", {"Content-Type": "text/plain"}), 1, InfraFailure, "failed with 500"),
         ((404, "<html>", {"Content-Type": "text/html"}), 1, ConfigError, "is this the door"),
     ],
@@ -131,6 +141,23 @@ def test_what_will_not_help_is_not_tried_again(
         with pytest.raises(error, match=words):
             client.rewards()
         assert len(times) == num_asked
+
+
+def test_a_door_that_is_at_work_is_not_asked_again() -> None:
+    """Five requests of ten minutes each, of which the door still works at four."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with (
+            ScoringClient(url, TOKEN, timeout_s=0.2) as client,
+            pytest.raises(InfraFailure, match=r"did not answer in 0\.2 s"),
+        ):
+            client.rewards()
+        listener.setblocking(False)
+        listener.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 def test_nobody_there_and_no_address_are_told_apart() -> None:

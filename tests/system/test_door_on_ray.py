@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray import serve
 
-from astrolabe_ray.config.schema import RewardConfig
+from astrolabe_ray.config.schema import ClusterConfig, RewardConfig
 from astrolabe_ray.data.sprites.captions import SpriteCaption
 from astrolabe_ray.data.sprites.clips import render_clips
 from astrolabe_ray.errors import InfraFailure
@@ -39,7 +39,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    ensure(server_specs(REWARDS), Patience(60, 60))
+    ensure(server_specs(REWARDS), Patience.of(ClusterConfig()))
     yield
     serve.shutdown()
     ray.shutdown()
@@ -47,7 +47,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def door(cluster: None) -> str:
-    return open_door(DoorSpec(REWARDS, "127.0.0.1", free_port(), digest_of(TOKEN)))
+    return open_door(DoorSpec(REWARDS, "127.0.0.1", free_port(), digest_of(TOKEN), None))
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,19 @@ def test_the_door_asks_the_reward_servers_that_run(door: str, clip: np.ndarray) 
     assert len(status()) == 2, "it is no reward server"
 
 
+def test_an_open_door_holds_its_servers(door: str) -> None:
+    """Servers that nobody asked through the door, and that go for being idle while it is open."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        holders = [sorted(name for name, _ in server.clients) for server in status()]
+        if all(any(name.startswith("scoring-door-") for name in names) for names in holders):
+            break
+        time.sleep(0.5)
+    assert len(holders) == 2
+    for names in holders:
+        assert len([name for name in names if name.startswith("scoring-door-")]) == 1, names
+
+
 def test_bad_requests_leave_door_and_servers_as_they_are(door: str, clip: np.ndarray) -> None:
     """One caller's mistake that costs the others a restart."""
     before = replica_pids() | door_pids()
@@ -117,7 +130,7 @@ def test_a_port_that_is_taken_is_named(door: str, cluster: None) -> None:
         with pytest.raises(
             InfraFailure, match=f"can't listen on 127.0.0.1 port {port}: Address already in use"
         ):
-            open_door(DoorSpec(REWARDS, "127.0.0.1", port, digest_of(TOKEN)))
+            open_door(DoorSpec(REWARDS, "127.0.0.1", port, digest_of(TOKEN), None))
     assert len(doors()) == 1
 
 
@@ -125,7 +138,7 @@ def test_a_port_that_is_taken_is_named(door: str, cluster: None) -> None:
 def test_a_door_is_opened_anew_on_its_port_and_closed(door: str, clip: np.ndarray) -> None:
     """Another token must count at once; a closed door must not listen. Servers that are gone are named."""
     port = int(door.rpartition(":")[2])
-    assert open_door(DoorSpec(REWARDS, "127.0.0.1", port, digest_of("another token"))) == door
+    assert open_door(DoorSpec(REWARDS, "127.0.0.1", port, digest_of("another token"), None)) == door
     assert post(door, npy(clip)).status == 403
     assert post(door, npy(clip), token="another token").status == 200
     down([status()[0].name])

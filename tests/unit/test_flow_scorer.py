@@ -124,3 +124,17 @@ def test_raft_is_used_where_its_weights_are(tmp_path: Path) -> None:
     torch.save({"fnet.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ConfigError, match="do not fit the model"):
         scorer(tmp_path, "other.pth")
+
+
+@pytest.mark.parametrize("size", [(8, 8), (15, 120), (120, 15), (16, 40_000)])
+def test_pictures_that_the_search_for_flow_cannot_take_are_refused(size: tuple[int, int]) -> None:
+    """OpenCV fails for 8 x 8, and ends the whole process for 15 x 120."""
+    with pytest.raises(DataFailure, match=rf"sides of 16 to 32767 pixels.* {size[0]} x {size[1]}"):
+        scorer().score(np.zeros((1, 2, 3, *size), np.uint8), [""])
+
+
+def test_the_smallest_picture_that_is_taken_is_searched() -> None:
+    """A bound that lets through what crashes."""
+    for size in ((16, 16), (16, 128), (128, 16)):
+        still = np.random.default_rng(0).integers(0, 256, (1, 1, 3, *size), np.uint8).repeat(3, axis=1)
+        assert scorer().score(still, [""])["motion_smoothness_score"][0] == pytest.approx(1.0, abs=0.01)
