@@ -136,7 +136,8 @@ def test_a_port_that_is_taken_is_named(door: str, cluster: None) -> None:
 
 @pytest.mark.slow
 def test_a_door_is_opened_anew_on_its_port_and_closed(door: str, clip: np.ndarray) -> None:
-    """Another token must count at once; a closed door must not listen. Servers that are gone are named."""
+    """Another token must count at once; a closed door must not listen. Servers that are gone are named, and
+    found again once they run."""
     port = int(door.rpartition(":")[2])
     assert open_door(DoorSpec(REWARDS, "127.0.0.1", port, digest_of("another token"), None)) == door
     assert post(door, npy(clip)).status == 403
@@ -146,6 +147,9 @@ def test_a_door_is_opened_anew_on_its_port_and_closed(door: str, clip: np.ndarra
     answer = post(door, npy(clip), token="another token")
     assert (answer.status, answer.error) == (503, "unavailable"), answer
     assert time.monotonic() - began < 30
+    ensure(server_specs(REWARDS), Patience.of(ClusterConfig()))
+    with ScoringClient(door, "another token") as client:
+        assert client.score(clip, RED).scores.keys() == {"tiny_clip", "motion_quality"}, "found again"
     close_doors()
     assert doors() == []
     with pytest.raises(OSError, match="refused"):
