@@ -181,6 +181,7 @@ def test_a_cluster_without_room_is_named_before_any_actor_starts(
     assert list_named_actors(all_namespaces=True) == []
 
 
+@pytest.mark.slow
 def test_a_command_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     """Everything would be made again, or half a video counted as a whole one."""
     prompts = [f"a {size} red circle moves left on a black background" for size in ("small", "large") * 4]
