@@ -12,33 +12,21 @@ with the three roles in it and without Ray.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import multiprocessing
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from actors.local_pool import LocalRolloutPool
 from astrolabe_ray.config.recipes import sprites
 from astrolabe_ray.config.schema import RunConfig
-from astrolabe_ray.report.gallery import LocalGallery
-from astrolabe_ray.report.run_dir import RunDir
 from astrolabe_ray.report.statistics import compare
-from astrolabe_ray.run import Roles, run_training
-from astrolabe_ray.runtime.local_store import LocalBlobStore
-from astrolabe_ray.types import Evaluation, Span
-from learner.learner_worker import LearnerSpec
-from learner.local import LocalLearner
-from reward_servers.local_pool import LocalRewardPool
+from benchmarks.one_process import Watcher, carry_out, in_own_process, local_roles
 
 GroupSampling = Literal["sequence", "clip"]
 CASES: tuple[tuple[GroupSampling, bool], ...] = (
@@ -77,7 +65,7 @@ def main(
         for group_sampling, detach_context in CASES:
             config = case(group_sampling, detach_context, seed, num_steps, num_latent_frames, window)
             held_out = config.evaluation.model_copy(update={"num_prompts": num_prompts})
-            result = measured(config.model_copy(update={"evaluation": held_out}))
+            result = in_own_process(measured, config.model_copy(update={"evaluation": held_out}))
             context = "detached" if detach_context else "attached"
             if as_json:
                 row = {"group_sampling": group_sampling, "context": context, "seed": seed}
@@ -116,42 +104,23 @@ def case(
 
 
 def measured(config: RunConfig) -> Result:
-    """Carry `config` out in a process of its own, so that its memory is nobody else's."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(carried_out, (config,))
-
-
-def carried_out(config: RunConfig) -> Result:
-    torch.set_num_threads(1)
-    observer, blobs = Memory(), LocalBlobStore()
-    roles = Roles(
-        rollouts=LocalRolloutPool(config),
-        rewards=LocalRewardPool(config.rewards),
-        learner=LocalLearner(LearnerSpec.of(config), blobs),
-        gallery=LocalGallery(blobs),
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        run_dir = RunDir.create(folder, "tiny", config.name)
-
-        async def run() -> None:
-            await run_training(config, roles, run_dir, observer, asyncio.Event())
-
-        asyncio.run(run())
+    """Carry `config` out and look at memory and time."""
+    observer = Memory()
+    carry_out(config, local_roles(config), observer)
     total = compare(*observer.evaluations)["total"]
     return Result(
         **{name: total[name] for name in Result.__dataclass_fields__ if name in total},
         peak_mb=observer.peak_mb,
         seconds_per_step=(observer.last_step_s - observer.start_s) / config.num_steps,
-        losses=tuple(observer.losses),
+        losses=tuple(row["loss"] for row in observer.steps),
     )
 
 
-class Memory:
-    """A RunObserver that looks at this process's memory during the train steps (Linux)."""
+class Memory(Watcher):
+    """Looks at this process's memory during the train steps, too (Linux)."""
 
     def __init__(self) -> None:
-        self.evaluations: list[Evaluation] = []
-        self.losses: list[float] = []
+        super().__init__()
         self.peak_mb = self.start_s = self.last_step_s = 0.0
         self._before_mb = 0.0
 
@@ -161,15 +130,8 @@ class Memory:
             self._before_mb, self.start_s = memory_mb("VmRSS"), time.perf_counter()
 
     def step(self, metrics: Mapping[str, float]) -> None:
-        self.losses.append(metrics["loss"])
+        super().step(metrics)
         self.peak_mb, self.last_step_s = memory_mb("VmHWM") - self._before_mb, time.perf_counter()
-
-    def evaluated(self, evaluation: Evaluation) -> None:
-        self.evaluations.append(evaluation)
-
-    def advance(self, count: int = 1) -> None: ...
-
-    def span(self, span: Span) -> None: ...
 
 
 def memory_mb(name: Literal["VmRSS", "VmHWM"]) -> float:
