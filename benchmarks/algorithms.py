@@ -30,10 +30,12 @@ from astrolabe_ray.config.recipes import sprites
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.report.charts import Line
 from astrolabe_ray.report.statistics import compare
-from astrolabe_ray.types import PublishedPolicy, Rollout, RolloutRequest, StepResult, TrainSample
+from astrolabe_ray.runtime.local_store import LocalBlobStore
+from astrolabe_ray.types import PublishedPolicy, Rollout, RolloutRequest, StepResult, TrainBatch
 from benchmarks.figure import standalone
 from benchmarks.one_process import Watcher, carry_out, in_own_process, local_roles
-from learner.learner_worker import LearnerWorker
+from learner.learner_worker import LearnerSpec
+from learner.local import LocalLearner
 
 LAGS = (1, 2, 4, 8)
 NEWEST = "-newest"
@@ -76,16 +78,16 @@ class LaggingPool(LocalRolloutPool):
         return await super().generate(request, pinned=pinned)
 
 
-class NewestOnly(LearnerWorker):
+class NewestOnly(LocalLearner):
     """Contrasts every sample with the newest behaviour policy, whoever made it."""
 
-    def train(
-        self, micro_batches: Sequence[Sequence[TrainSample]], *, step: int, seed: int, num_samples: int
-    ) -> StepResult:
-        relabelled = [
-            [replace(sample, policy_version=self.version) for sample in samples] for samples in micro_batches
-        ]
-        return super().train(relabelled, step=step, seed=seed, num_samples=num_samples)
+    async def train(self, batch: TrainBatch) -> StepResult:
+        newest = self.worker.version
+        ranks = tuple(
+            tuple(tuple(replace(sample, policy_version=newest) for sample in samples) for samples in rank)
+            for rank in batch.ranks
+        )
+        return await super().train(replace(batch, ranks=ranks))
 
 
 def main(
@@ -140,8 +142,7 @@ def run(config: RunConfig) -> Result:
     if config.rollout.max_policy_age > 0:
         roles = replace(roles, rollouts=LaggingPool(config))
     if config.name.endswith(NEWEST):
-        worker = roles.learner.worker
-        roles.learner.worker = NewestOnly(worker.spec, rank=0, world_size=1, blobs=worker._blobs)
+        roles = replace(roles, learner=NewestOnly(LearnerSpec.of(config), LocalBlobStore()))
     carry_out(config, roles, watcher)
     compared = compare(watcher.evaluations[0], watcher.evaluations[-1])
     total = compared.pop("total")
