@@ -141,6 +141,6 @@ def test_a_published_lora_belongs_to_the_published_checkpoint(
     with pytest.raises(ConfigError, match="--lora is empty"):
         lora(lora="")
     Path(base.lora).unlink()
-    with pytest.raises(ConfigError, match=r"not here: fetch it with `.*models download longlive`, or write --"):
+    with pytest.raises(ConfigError, match=r"not here: fetch it with `.*models download longlive`, or write"):
         lora()
     assert lora(checkpoint="mine.pt") is None
