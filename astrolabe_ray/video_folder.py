@@ -3,7 +3,8 @@
 videos/00000.mp4        or 00000-00.mp4, 00000-01.mp4, ... with several samples of a prompt
 sheets/00000.png        the video on one picture
 results.jsonl           a line for each video of the newest plan, sorted by id and sample
-other_results.jsonl     lines of videos of earlier plans that the newest one does not ask for
+other_results.jsonl     lines of videos of earlier plans that are still there: the newest one does not ask
+                        for them, or has not begun to make them anew
 average_scores.json     means over results.jsonl, if the videos were scored
 """
 
@@ -14,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.report.run_dir import read_lines, write_json, write_lines
 from astrolabe_ray.video_tasks import VideoTask
 
 Record = dict[str, Any]
 Records = dict[tuple[int, int], Record]
+NEEDED = {"id", "sample", "video", "sheet", "num_frames", "settings"}
+"""Of a record, what a later command reads."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,11 @@ class VideoFolder:
         return self.path / "average_scores.json"
 
     def read(self) -> Records:
-        """Records by (id, sample), also those that were of other plans."""
-        lines = [*read_lines(self.other_results), *read_lines(self.results)]
-        return {(record["id"], record["sample"]): record for record in lines}
+        """Records by (id, sample), also those that were of other plans.
+
+        Raises ConfigError for a file that something else wrote.
+        """
+        return _read(self.other_results) | _read(self.results)
 
     def is_done(self, task: VideoTask, record: Mapping[str, Any] | None, *, with_sheet: bool) -> bool:
         """Whether `record` is of exactly this video, and its file is there.
@@ -73,18 +79,24 @@ class VideoFolder:
         """`path` as records name it."""
         return path.relative_to(self.path).as_posix()
 
-    def begin(self, kept: Sequence[Record], todo: Sequence[VideoTask]) -> Records:
-        """From here on the results are `kept`, to which those of `todo` will be added; returns them.
+    def begin(self, kept: Sequence[Record]) -> Records:
+        """From here on the results are `kept`, to which new ones will be added; returns them.
 
-        What `todo` had is void at once. Records of neither are set aside: their videos stay, for the plan
-        that asks for them again, and count in no average.
+        All other records are set aside: their videos stay, for the plan that asks for them again, until
+        `replace` says that they do not, and count in no average.
         """
-        records: Records = {(record["id"], record["sample"]): record for record in kept}
-        asked = records.keys() | {task.key for task in todo}
-        others = {key: record for key, record in self.read().items() if key not in asked}
+        records = _by_key(kept)
+        others = {key: record for key, record in self.read().items() if key not in records}
         _write_or_remove(self.other_results, others)
         self.write(records)
         return records
+
+    def replace(self, tasks: Sequence[VideoTask]) -> None:
+        """Void what was set aside of `tasks`, whose files will be written over from now on."""
+        others = _read(self.other_results)
+        left = {key: others[key] for key in others.keys() - {task.key for task in tasks}}
+        if len(left) < len(others):
+            _write_or_remove(self.other_results, left)
 
     def write(self, records: Records) -> None:
         """The results of the plan, and the mean of each score over those that have it."""
@@ -116,6 +128,23 @@ def _write_or_remove(path: Path, records: Records) -> None:
         write_lines(path, _ordered(records))
     else:
         path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Records:
+    try:
+        records = read_lines(path)
+        is_ours = all(isinstance(record, dict) and record.keys() >= NEEDED for record in records)
+    except ValueError:  # no JSON, or no UTF-8
+        is_ours, records = False, []
+    if not is_ours:
+        raise ConfigError(
+            f"{path} holds something else than results of generate; name another --output-dir or move it"
+        )
+    return _by_key(records)
+
+
+def _by_key(records: Sequence[Record]) -> Records:
+    return {(record["id"], record["sample"]): record for record in records}
 
 
 def _ordered(records: Records) -> list[Record]:

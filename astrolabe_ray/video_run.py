@@ -47,7 +47,7 @@ class VideoRun:
         Produces: files and records. Waits for: free workers. Bounded by: the batches in flight. The
         first failure ends it; what is recorded by then need not be made again.
         """
-        self._records = self.folder.begin(kept, tasks)
+        self._records = self.folder.begin(kept)
         waiting = deque(batches(tasks, batch_size))
 
         async def work() -> None:
@@ -65,6 +65,7 @@ class VideoRun:
 
     async def _make_batch(self, tasks: Sequence[VideoTask]) -> None:
         receiver = _Receiver(self)
+        self.folder.replace(tasks)
         try:
             made = await self.pool.make(tasks, receiver)
             scores = await self._scores(tasks, made)

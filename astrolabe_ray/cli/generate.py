@@ -41,7 +41,7 @@ def generate(options: GenerateOptions, wiring: Wiring) -> None:
             typer.echo("Stopped. The same command goes on with what is not done.", err=True)
             raise
     else:
-        folder.begin(done.records, ())
+        folder.begin(done.records)
     typer.echo(f"Results: {folder.results}")
     if folder.average_scores.exists():
         means = read_json(folder.average_scores)

@@ -205,11 +205,27 @@ def _suggestion(name: str, known: Collection[str]) -> str:
 def chosen_lora(options: GenerateOptions, base: PublishedModel) -> str | None:
     """Folder of the LoRA that was named, else of the base model's own if its own checkpoint is used.
 
-    The published LoRA was trained on the published checkpoint; another checkpoint stands alone.
+    The published LoRA was trained on the published checkpoint; another checkpoint stands alone. Raises
+    ConfigError for a LoRA that is not there.
     """
+    named = _own_lora(options, base) if options.lora is None else options.lora
+    if named is None or named == NO_LORA:
+        return None
+    if not named:
+        raise ConfigError(f"--lora is empty; name a folder or a file, or write --lora {NO_LORA}")
+    return str(find_lora(absolute(named)))
+
+
+def _own_lora(options: GenerateOptions, base: PublishedModel) -> str | None:
     is_published = options.checkpoint is None or _same_file(options.checkpoint, base.config.checkpoint)
-    named = options.lora or (base.lora if is_published else None)
-    return None if named is None or named == NO_LORA else str(find_lora(absolute(named)))
+    if base.lora is None or not is_published:
+        return None
+    if not Path(base.lora).exists():
+        raise ConfigError(
+            f"{options.base_model} is sampled with the LoRA {base.lora}, which is not here: fetch it with "
+            f"`python launch.py models download {options.base_model}`, or write --lora {NO_LORA}"
+        )
+    return base.lora
 
 
 def _same_file(first: str, second: str | None) -> bool:

@@ -158,6 +158,6 @@ def _list(name: str, text: str) -> list[Any]:
         if text.lstrip().startswith("{"):
             raise ConfigError(f"--rewards {text}: write the keys with commas, without weights")
         return items
-    if not all(item.isdigit() for item in items):
+    if not all(item.isdecimal() for item in items):
         raise ConfigError(f"--denoising-steps {text} is no list of numbers like 1000,750,500,250")
     return [int(item) for item in items]

@@ -135,7 +135,7 @@ def lora_size(folder: Path) -> tuple[int, float]:
     try:
         values = json.loads(path.read_text())
         rank, alpha = int(values["r"]), float(values["lora_alpha"])
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as reason:
+    except (ValueError, KeyError, TypeError) as reason:
         raise ConfigError(f"{path} tells no rank and alpha ({reason}); expected r and lora_alpha") from None
     odd = [name for name in _NOT_PLAIN if values.get(name)]
     if odd or values.get("bias", "none") != "none":
@@ -164,7 +164,7 @@ def shards(folder: Path, stem: str) -> list[Path]:
         return [folder / f"{stem}.safetensors"]
     try:
         return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as reason:
+    except (ValueError, KeyError, TypeError, AttributeError) as reason:
         raise ConfigError(f"{index} lists no shards ({reason}); copy it again") from None
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.checkpoints import require_fit, shapes_of
-from astrolabe_ray.models.files import LORA_CONFIG, find_lora, lora_size
+from astrolabe_ray.models.files import LORA_CONFIG, LORA_WEIGHTS, find_lora, lora_size
 from astrolabe_ray.models.lora import block_linears
 from astrolabe_ray.models.wan.names import bare_name
 from astrolabe_ray.models.weight_files import kind_of, read_pickled, read_safetensors
@@ -46,21 +46,19 @@ class Lora:
 def read_lora(path: Path) -> Lora:
     """Read a PEFT folder, a checkpoint folder with `lora/` in it, or a file (.pt, .bin, .safetensors).
 
-    A file does not say its alpha: it is taken to be the rank, as LongLive and diffusers do. Raises
-    ConfigError for what is damaged, no LoRA, or a kind of LoRA that is not plain A and B.
+    A file that is not a PEFT folder's does not say its alpha: it is taken to be the rank, as LongLive and
+    diffusers do. Raises ConfigError for what is damaged, no LoRA, or of a kind that is not plain A and B.
     """
     found = find_lora(path)
-    if found.is_file():
-        loaded = _read(found)
-        tensors = _named(loaded.get(GENERATOR_LORA, loaded), found)
-        rank = _rank(tensors, found)
+    weights = found if found.is_file() else _weights_in(found)
+    loaded = _read(weights)
+    tensors = _named(loaded.get(GENERATOR_LORA, loaded), weights)
+    rank = _rank(tensors, weights)
+    if weights.name not in LORA_WEIGHTS or not (weights.parent / LORA_CONFIG).is_file():
         return Lora(tensors, rank, float(rank))
-    rank, alpha = lora_size(found)
-    weights = found / "adapter_model.safetensors"
-    weights = weights if weights.exists() else weights.with_suffix(".bin")
-    tensors = _named(_read(weights), weights)
-    if _rank(tensors, weights) != rank:
-        raise ConfigError(f"{weights} has rank {_rank(tensors, weights)}, its {LORA_CONFIG} says {rank}")
+    said, alpha = lora_size(weights.parent)
+    if rank != said:
+        raise ConfigError(f"{weights} has rank {rank}, its {LORA_CONFIG} says {said}")
     return Lora(tensors, rank, alpha)
 
 
@@ -93,6 +91,10 @@ def write_lora(lora: Lora, folder: Path, form: LoraFormat = "peft") -> None:
     else:
         torch.save({name: tensor.clone() for name, tensor in named.items()}, folder / "adapter_model.bin")
     (folder / LORA_CONFIG).write_text(json.dumps(_peft_config(lora), indent=1) + "\n")
+
+
+def _weights_in(folder: Path) -> Path:
+    return next(folder / name for name in LORA_WEIGHTS if (folder / name).is_file())
 
 
 def _read(path: Path) -> Mapping[str, Any]:

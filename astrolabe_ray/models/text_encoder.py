@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import ftfy
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, UMT5EncoderModel
@@ -99,9 +100,15 @@ def mapped_text_encoder(path: Path, dtype: torch.dtype | Literal["auto"] = "auto
     disable_progress_bar()  # it would be drawn into the plan of a run
     try:
         load: Any = UMT5EncoderModel.from_pretrained
-        network, report = load(path, dtype=dtype, local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError, SafetensorError) as reason:
-        raise ConfigError(f"can't read {path}: {reason}") from None
+        network, report = load(
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report
+        )
+    except (OSError, ValueError, TypeError, SafetensorError, StrictDataclassError) as reason:
+        raise ConfigError(f"can't read {path}: {' '.join(str(reason).split())}") from None
     unfit = {kind: sorted(keys) for kind, keys in report.items() if kind.endswith("_keys") and keys}
     if unfit:
         raise ConfigError(f"weights in {path} do not fit its config.json: {unfit}")
@@ -112,7 +119,13 @@ def load_tokenizer(path: Path) -> Any:
     """Raises ConfigError if `path` is no folder of a tokenizer."""
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as reason:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as reason:  # no JSON, or of another kind
         raise ConfigError(f"can't read the tokenizer in {path}: {reason}") from None
 
 

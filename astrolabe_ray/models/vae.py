@@ -6,6 +6,7 @@ pixel is 8 x 8 pixels. Pixels are float32 in [-1, 1]; latents have zero mean and
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -133,11 +134,17 @@ def mapped_vae(path: Path) -> AutoencoderKLWan:
     """The network with the weights where they lie in the file: checked by name and shape, not read."""
     if path.is_file():
         return read_original_vae(path)
-    if not (path / "config.json").exists():
-        raise ConfigError(f"{path / 'config.json'} does not exist; it must describe an AutoencoderKLWan")
-    with torch.device("meta"):
-        config: Any = AutoencoderKLWan.load_config(path)
-        network = AutoencoderKLWan.from_config(config)
+    config_file = path / "config.json"
+    if not config_file.exists():
+        raise ConfigError(f"{config_file} does not exist; it must describe an AutoencoderKLWan")
+    try:
+        config: Any = json.loads(config_file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise TypeError("it is no JSON object")
+        with torch.device("meta"):
+            network = AutoencoderKLWan.from_config(config)
+    except (ValueError, TypeError, IndexError, RuntimeError) as reason:  # of the classes that it builds
+        raise ConfigError(f"{config_file} describes no AutoencoderKLWan: {reason}") from None
     assert isinstance(network, AutoencoderKLWan)
     load_strict(network, read_tensors(path), path)
     return network

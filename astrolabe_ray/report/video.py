@@ -84,6 +84,7 @@ def encode_mp4(video: np.ndarray, *, fps: int, comment: str) -> bytes:
 def frames_of(path: Path) -> Iterator[np.ndarray]:
     """The frames of a file, uint8 [3, H, W], one by one. Raises OSError or ValueError if it is no video."""
     with av.open(str(path)) as file:
+        _require_pictures(file)
         for frame in file.decode(video=0):
             yield frame.to_ndarray(format="rgb24").transpose(2, 0, 1)
 
@@ -103,8 +104,14 @@ def shrunk(video: np.ndarray, factor: int) -> np.ndarray:
 
 
 def decode_mp4(content: bytes) -> tuple[np.ndarray, str]:
-    """Frames uint8 [F, 3, H, W] of an mp4 file, and its comment."""
+    """Frames uint8 [F, 3, H, W] of an mp4 file, and its comment. Raises OSError, ValueError if it is none."""
     with av.open(io.BytesIO(content)) as file:
+        _require_pictures(file)
         frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
         comment = file.metadata.get("comment", "")
     return np.stack(frames).transpose(0, 3, 1, 2), comment
+
+
+def _require_pictures(file: Any) -> None:
+    if not file.streams.video:
+        raise ValueError("it holds no pictures")

@@ -97,6 +97,10 @@ def test_a_mistake_in_a_file_is_named(tmp_path: Path, content: str, words: str) 
     ("typed", "words"),
     [
         ({"denoising_steps": "1000;500"}, "is no list of numbers"),
+        ({"denoising_steps": "1000,5²"}, "is no list of numbers"),
+        ({"seconds": float("inf")}, "a finite number"),
+        ({"timestep_shift": float("inf")}, "a finite number"),
+        ({"gpus_per_worker": float("inf")}, "a finite number"),
         ({"dtype": "fp16"}, "overflows"),
         ({"dtype": "int8"}, "one of 'float32' or 'bfloat16'"),
         ({"rewards": '{"tiny_clip": 1.0}'}, "without weights"),

@@ -15,6 +15,7 @@ import launch
 from astrolabe_ray.cli.generate_plan import GeneratePlan, chosen_lora, plan_generate
 from astrolabe_ray.config.base_models import BASE_MODELS
 from astrolabe_ray.config.generate_options import GenerateOptions
+from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models import stamps
 from astrolabe_ray.models.files import BUILTIN, resolve
 from tests.published_layouts import write_original_base
@@ -137,3 +138,9 @@ def test_a_published_lora_belongs_to_the_published_checkpoint(
     assert lora(checkpoint="mine.pt", lora=base.lora) == own
     assert lora(lora="mine.pt") == str(tmp_path / "mine.pt")
     assert lora(lora="none") is None
+    with pytest.raises(ConfigError, match="--lora is empty"):
+        lora(lora="")
+    Path(base.lora).unlink()
+    with pytest.raises(ConfigError, match=r"not here: fetch it with `.*models download longlive`, or write"):
+        lora()
+    assert lora(checkpoint="mine.pt") is None

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from astrolabe_ray.config.schema import ModelConfig
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.files import files_of, resolve
+from astrolabe_ray.models.inspection import inspect
 from astrolabe_ray.models.original_text_encoder import read_original_text_encoder
 from astrolabe_ray.models.original_vae import read_original_vae
 from astrolabe_ray.models.registry import load_transformer
@@ -166,6 +167,46 @@ def test_models_that_start_from_images_are_refused(tmp_path: Path) -> None:
     (root / "config.json").write_text(json.dumps(config | {"model_type": "i2v"}))
     with pytest.raises(ConfigError, match="model_type is 'i2v'; only text-to-video"):
         load_transformer(resolve(str(root)), torch.float32, "cpu")
+
+
+BINARY = bytes(range(256))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("transformer/config.json", BINARY, r"transformer/config\.json is not a JSON object"),
+        (
+            "transformer/config.json",
+            {"num_heads": 0},
+            r"transformer/config\.json: num_heads is 0; sizes must",
+        ),
+        ("transformer/config.json", {"ffn_dim": "48"}, r"transformer/config\.json: ffn_dim is '48'; sizes"),
+        ("transformer/diffusion_pytorch_model.safetensors.index.json", BINARY, "lists no shards"),
+        ("vae/config.json", b"", r"vae/config\.json describes no AutoencoderKLWan"),
+        ("vae/config.json", {"dim_mult": 4}, r"vae/config\.json describes no AutoencoderKLWan"),
+        (
+            "vae/config.json",
+            b'"Wan-AI/Wan"',
+            "no AutoencoderKLWan: it is no JSON object",
+        ),  # no name on the hub
+        ("text_encoder/config.json", b"[]", "can't read .*/text_encoder: "),
+        ("text_encoder/config.json", {"d_ff": "x"}, "can't read .*/text_encoder: .*d_ff"),
+        ("text_encoder/config.json", {"d_ff": 48}, r"do not fit its config\.json: .*mismatched.*wi_0"),
+        ("tokenizer/tokenizer.json", b"{}", "can't read the tokenizer in"),
+    ],
+)
+def test_a_part_that_is_not_what_its_settings_say_is_named(
+    tmp_path: Path, file: str, content: bytes | dict[str, object], message: str
+) -> None:
+    """Settings of another size beside the weights, or half a download: a traceback of some library."""
+    root = write_tiny_model(tmp_path / "model")
+    path = root / file
+    path.write_bytes(
+        content if isinstance(content, bytes) else json.dumps(json.loads(path.read_text()) | content).encode()
+    )
+    with pytest.raises(ConfigError, match=message):
+        _ = [look() for _, _, look in inspect(resolve(str(root)))]
 
 
 def test_every_absent_file_is_named_at_once(base: Path, tmp_path: Path) -> None:

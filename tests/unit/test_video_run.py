@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from astrolabe_ray.cli.generate_done import sort_out
-from astrolabe_ray.errors import InfraFailure
+from astrolabe_ray.errors import ConfigError, InfraFailure
 from astrolabe_ray.metrics.video_console import VideoConsole
 from astrolabe_ray.types import FrameSpec, Rollout, Scores
 from astrolabe_ray.video_folder import Record, VideoFolder
@@ -166,6 +166,36 @@ def test_the_first_failure_ends_a_run_and_what_is_done_stays(tmp_path: Path) -> 
     assert list(folder.read()) == [(0, 0), (1, 0), (2, 0)]
 
 
+def test_a_wrong_command_that_is_stopped_costs_no_more_than_it_had_begun(tmp_path: Path) -> None:
+    """One flag mistyped, a thousand videos void at once, and the right command would make them all anew."""
+    folder = VideoFolder(tmp_path)
+    four = [task(number) for number in range(4)]
+    make(folder, four, FakePool())
+
+    def interrupt(number: int) -> None:
+        if len(pool.batches) == 2:
+            raise KeyboardInterrupt
+
+    pool = FakePool(1, interrupt)
+    wrong = [task(number, fingerprint="other") for number in range(4)]
+    with pytest.raises(KeyboardInterrupt):
+        make(folder, wrong, pool, batch_size=1)
+    assert [json.loads(line)["id"] for line in folder.results.read_text().splitlines()] == [0]
+    done = sort_out(four, folder, with_sheets=True)
+    assert [wanted.key for wanted in done.todo] == [(0, 0), (1, 0)]
+    assert (done.num_differ, done.num_others) == (1, 0)
+
+
+@pytest.mark.parametrize("line", ['{"sample_id": 0, "video_path": "videos/00000.mp4"}', "[1]", "a line"])
+def test_results_of_another_program_are_left_alone(tmp_path: Path, line: str) -> None:
+    """The first release writes a file of the same name with other keys: a traceback, or its results gone."""
+    folder = VideoFolder(tmp_path)
+    folder.results.write_text(line + "\n")
+    with pytest.raises(ConfigError, match=r"results\.jsonl holds something else .*name another --output-dir"):
+        sort_out([task(0)], folder, with_sheets=True)
+    assert folder.results.read_text() == line + "\n"
+
+
 def test_scores_of_an_earlier_run_do_not_outlive_it(tmp_path: Path) -> None:
     """An average of videos that are no longer there."""
     folder = VideoFolder(tmp_path)
@@ -187,7 +217,7 @@ def test_the_average_is_of_the_videos_that_were_asked_for(tmp_path: Path) -> Non
     assert size_of(folder) == (0 + 10 + 20 + 30) / 4
     done = sort_out(four[1:3], folder, with_sheets=True)
     assert (len(done.kept), len(done.todo), done.num_others) == (2, 0, 2)
-    folder.begin(done.records, done.todo)  # nothing is to be made
+    folder.begin(done.records)  # nothing is to be made
     assert size_of(folder) == (10 + 20) / 2
     assert [json.loads(line)["id"] for line in folder.results.read_text().splitlines()] == [1, 2]
 
@@ -204,10 +234,10 @@ def test_videos_of_an_earlier_plan_are_found_again(tmp_path: Path) -> None:
     folder, pool = VideoFolder(tmp_path), FakePool()
     four = [task(number) for number in range(4)]
     make(folder, four, pool, rewards=FakeRewards())
-    folder.begin(sort_out(four[:2], folder, with_sheets=True).records, ())
+    folder.begin(sort_out(four[:2], folder, with_sheets=True).records)
     done = sort_out(four, folder, with_sheets=True)
     assert (len(done.kept), done.num_others) == (4, 0)
-    folder.begin(done.records, ())
+    folder.begin(done.records)
     assert size_of(folder) == 15 and not folder.other_results.exists()
 
 
@@ -215,7 +245,7 @@ def test_a_video_that_was_made_anew_is_not_found_under_its_old_settings(tmp_path
     """The record that was set aside would vouch for a file that shows something else by now."""
     folder = VideoFolder(tmp_path)
     make(folder, [task(0), task(1)], FakePool())
-    folder.begin(sort_out([task(0)], folder, with_sheets=True).records, ())
+    folder.begin(sort_out([task(0)], folder, with_sheets=True).records)
     make(folder, [task(1, fingerprint="other")], FakePool())
     done = sort_out([task(0), task(1)], folder, with_sheets=True)
     assert [wanted.key for wanted in done.todo] == [(1, 0)]

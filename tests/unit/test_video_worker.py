@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -153,10 +154,22 @@ def test_latents_are_gone_on_from(spec: VideoModelSpec, tmp_path: Path) -> None:
     assert np.abs(view[:21].astype(int) - whole[:21]).max() <= 1
 
 
+def sound() -> bytes:
+    """An mp4 file of a moment's silence."""
+    content = io.BytesIO()
+    with av.open(content, "w", format="mp4") as file:
+        stream: Any = file.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        file.mux([*stream.encode(frame), *stream.encode()])
+    return content.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("text.mp4", b"no video", "can't read the video"),
+        ("sound.mp4", sound(), "can't read the video .*: it holds no pictures"),
         ("short.mp4", encode_mp4(moving_square(frames=8), fps=8, comment=""), "has 8 frames, .* needs 9"),
         ("text.safetensors", b"no latents", "can't read 'latents'"),
     ],

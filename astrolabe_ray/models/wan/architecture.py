@@ -30,6 +30,12 @@ class WanArchitecture:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            sizes = value if isinstance(value, tuple) else (value,)
+            if name != "eps" and not all(type(size) is int and size > 0 for size in sizes):
+                raise ConfigError(f"{name} is {value!r}; sizes must be whole numbers above 0")
+        if len(self.patch) != 3:
+            raise ConfigError(f"patch {self.patch} must be of latent frames, height and width")
         if self.dim % self.num_heads or self.head_dim % 2 or self.head_dim < 6:
             raise ConfigError(
                 f"dim {self.dim} / num_heads {self.num_heads} must be an even whole number of at least 6"
@@ -79,6 +85,8 @@ def read_architecture(path: Path) -> WanArchitecture:
         values = json.loads(path.read_text())
         read = _from_diffusers if values.get("_class_name") == DIFFUSERS_CLASS else _from_original
         return read(values)
+    except ConfigError as reason:
+        raise ConfigError(f"{path}: {reason}") from None
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; it must describe the transformer's sizes") from None
     except KeyError as missing:
@@ -86,7 +94,7 @@ def read_architecture(path: Path) -> WanArchitecture:
             f"{path} lacks {missing}; expected the names of the original Wan config, or of diffusers' "
             f"{DIFFUSERS_CLASS}"
         ) from None
-    except (json.JSONDecodeError, TypeError, AttributeError) as reason:
+    except (ValueError, TypeError, AttributeError) as reason:
         raise ConfigError(f"{path} is not a JSON object of sizes: {reason}") from None
 
 
