@@ -31,7 +31,8 @@ def door() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def hasty_door() -> Iterator[str]:
-    with local_door(keys=["image_quality"], **(LIMITS | {"decode_timeout_s": 1.0})) as url:
+    hasty: dict[str, Any] = {**LIMITS, "decode_timeout_s": 1.0}
+    with local_door(keys=["image_quality"], **hasty) as url:
         yield url
 
 
