@@ -69,21 +69,27 @@ def make_video_pool(spec: VideoModelSpec, room: WorkerRoom | None) -> VideoPool:
     return RayVideoPool(spec, num_workers=room.num_workers, num_cpus=room.num_cpus, num_gpus=room.num_gpus)
 
 
-def make_video_rewards(rewards: Sequence[RewardConfig], is_local: bool) -> RewardPool:
-    if is_local:
+def make_video_rewards(rewards: Sequence[RewardConfig], cluster: ClusterConfig | None) -> RewardPool:
+    if cluster is None:
         from reward_servers.local_pool import LocalRewardPool
 
         return LocalRewardPool(rewards)
     from reward_servers.pool import ServeRewardPool
+    from reward_servers.readiness import Patience
 
-    return ServeRewardPool(rewards, client="videos", idle_timeout_s=ClusterConfig().reward_idle_timeout_s)
+    return ServeRewardPool(
+        rewards,
+        client="videos",
+        idle_timeout_s=cluster.reward_idle_timeout_s,
+        patience=Patience.of(cluster),
+    )
 
 
-def pool_scorer(rewards: Sequence[RewardConfig], is_local: bool) -> VideoScorer:
+def pool_scorer(rewards: Sequence[RewardConfig], cluster: ClusterConfig | None) -> VideoScorer:
     from reward_servers.file_scoring import PoolScorer
 
-    pool = make_video_rewards(rewards, is_local)
-    if is_local:
+    pool = make_video_rewards(rewards, cluster)
+    if cluster is None:
         return PoolScorer(pool, keep=lambda array: array)
     import ray
 

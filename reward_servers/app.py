@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from ray import serve
 
@@ -181,7 +182,10 @@ class RewardServer:
         self._lease.renew()
         self._usage.heard_of(request.client)
         began = time.monotonic()
-        answer = await self._queue.put(request)
+        answered = self._queue.put(request)
+        if self._busy_since is not None:
+            self._fetch_ahead()
+        answer = await answered
         self._usage.answered(time.monotonic() - began, len(request.videos))
         return answer
 
@@ -258,16 +262,18 @@ class RewardServer:
     async def _with_frames(self, batch: Sequence[Waiting]) -> list[Waiting]:
         """Those whose frames are here or lost. What one client has lost must not hold up the others: its
         requests are set aside for a later batch. Fetches in parallel."""
-        asked = []
-        for waiting in batch:
-            waiting.frames = waiting.frames or asyncio.ensure_future(fetch(waiting.request))
-            asked.append(waiting.frames)
+        asked = [_frames_of(waiting) for waiting in batch]
         await asyncio.wait(asked, timeout=LATE_AFTER_S)
         for waiting, frames in zip(batch, asked, strict=True):
             if not frames.done():
                 self._queue.set_aside(waiting, frames)
         both = zip(batch, asked, strict=True)
         return [waiting for waiting, frames in both if frames.done() and not waiting.answer.done()]
+
+    def _fetch_ahead(self) -> None:
+        """Frames of the next batch travel while this one is scored."""
+        for waiting in self._queue.to_fetch(self._spec.max_batch_size):
+            _frames_of(waiting)
 
     async def _score_batch(self, batch: Sequence[Waiting]) -> list[Numbers | BaseException]:
         """One forward for several requests, whose frames are here or lost. Scores off the event loop."""
@@ -276,6 +282,7 @@ class RewardServer:
         fetched = await asyncio.gather(*asked, return_exceptions=True)
         async with self._scoring:
             self._busy_since = time.monotonic()
+            self._fetch_ahead()
             try:
                 results = await asyncio.to_thread(
                     score_together, self._scorer, fetched, requests, self._complaint
@@ -289,6 +296,14 @@ class RewardServer:
     def _complaint(self) -> str:
         """Called while a batch is scored, so nothing else is."""
         return complaint_of(self._scorer, self._card, self._known)
+
+
+def _frames_of(waiting: Waiting) -> asyncio.Future[np.ndarray]:
+    """On their way from the first call on."""
+    if waiting.frames is None:
+        waiting.frames = asyncio.ensure_future(fetch(waiting.request))
+        waiting.frames.add_done_callback(lambda frames: frames.cancelled() or frames.exception())  # seen
+    return waiting.frames
 
 
 def application(spec: ServerSpec, runtime_env: Mapping[str, Any]) -> serve.Application:

@@ -81,6 +81,18 @@ class FairQueue:
             if taken := self._take(max_videos):
                 return taken
 
+    def to_fetch(self, max_videos: int) -> list[Waiting]:
+        """Requests of the next batch whose frames nobody has asked for, as long as those of `max_videos` at
+        most are here or on their way before their batch."""
+        waiting = [each for line in self._lines.values() for each in line]
+        room = max_videos - sum(len(each.request.videos) for each in waiting if each.frames is not None)
+        found = []
+        for each in self._picked(max_videos)[0]:
+            if each.frames is None and len(each.request.videos) <= room:
+                found.append(each)
+                room -= len(each.request.videos)
+        return found
+
     def set_aside(self, waiting: Waiting, frames: asyncio.Future[np.ndarray]) -> None:
         """Have a request that a batch took come back, first in its line, when its `frames` are here or lost.
 
@@ -107,33 +119,32 @@ class FairQueue:
         return sum(len(each.request.videos) for each in ready)
 
     def _is_ready(self, waiting: Waiting) -> bool:
-        return waiting.frames is not None or not self._late[waiting.request.client]
+        has_frames = waiting.frames is not None and waiting.frames.done()
+        return has_frames or not self._late[waiting.request.client]
 
     def _take(self, max_videos: int) -> list[Waiting]:
-        """One request of each client in turn, those that fit, until nothing more fits."""
+        taken, self._lines = self._picked(max_videos)
+        return taken
+
+    def _picked(self, max_videos: int) -> tuple[list[Waiting], dict[str, deque[Waiting]]]:
+        """One request of each client in turn, those that fit, until nothing more fits; and the lines without
+        them."""
         taken: list[Waiting] = []
+        lines = {client: deque(line) for client, line in self._lines.items()}
         num_videos, is_full = 0, False
-        while self._lines and not is_full:
+        while lines and not is_full:
             is_full = True
-            for client in list(self._lines):
-                first = self._lines[client][0]
+            for client in list(lines):
+                first = lines[client][0]
                 size = len(first.request.videos)
                 if not self._is_ready(first) or (taken and num_videos + size > max_videos):
                     continue
                 is_full = False
-                waiting = self._next_of(client)
-                if not waiting.answer.done():
-                    taken.append(waiting)
+                _end_turn(lines, client)
+                if not first.answer.done():
+                    taken.append(first)
                     num_videos += size
-        return taken
-
-    def _next_of(self, client: str) -> Waiting:
-        """The first of a client's line, which goes to the end of the turns."""
-        line = self._lines.pop(client)
-        waiting = line.popleft()
-        if line:
-            self._lines[client] = line
-        return waiting
+        return taken, lines
 
     def _back(self, waiting: Waiting) -> None:
         client = waiting.request.client
@@ -157,3 +168,11 @@ class FairQueue:
             line.remove(waiting)
             if not line:
                 del self._lines[client]
+
+
+def _end_turn(lines: dict[str, deque[Waiting]], client: str) -> None:
+    """Without its first request, a client's line goes to the end of the turns."""
+    line = lines.pop(client)
+    line.popleft()
+    if line:
+        lines[client] = line

@@ -1,7 +1,7 @@
 """The door of the reward servers for those who are not on the cluster: HTTP, JSON, a bearer token.
 
 Routes below /v1/ need the token; the page, the list of routes and /health are for everybody and say nothing
-about anybody's videos. Produces: scores. Waits for: reward servers. Bounded by: `Guard`.
+about anybody's videos. Produces: scores. Waits for: reward servers. Bounded by: `Guard`, `ByteBudget`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from astrolabe_ray.errors import DataFailure, InfraFailure
+from reward_servers.byte_budget import RETRY_AFTER_S, ByteBudget, Take
 from reward_servers.desk import Desk, check_prompt, reason_of
-from reward_servers.http_guard import RETRY_AFTER_S, Guard, problem
+from reward_servers.http_guard import FORM_BYTES, Guard, problem
 from reward_servers.messages import Point, ServedReward
 from reward_servers.mp4_frames import Decoders
 from reward_servers.route_list import route_list
@@ -37,7 +38,14 @@ PAGE_POLICY = (
 )
 STATUS = {"too_large": 413, "unknown_format": 415, "unknown_reward": 404}
 """Of refusals; all others are 422."""
-STATUS_CODES = {400: "malformed", 404: "not_found", 405: "not_allowed", 408: "too_slow", 413: "too_large"}
+STATUS_CODES = {
+    400: "malformed",
+    404: "not_found",
+    405: "not_allowed",
+    408: "too_slow",
+    413: "too_large",
+    503: "busy",
+}
 
 
 class ScoreAnswer(BaseModel):
@@ -85,11 +93,15 @@ def make_app(
     token_digest: bytes,
     limits: UploadLimits,
     max_requests: int = 16,
+    max_held_bytes: int = 4 << 30,
     num_decoders: int = 2,
     request_timeout_s: float = 300.0,
 ) -> ASGIApp:
-    """The ASGI application. `token_digest`: of the token that all callers share. `request_timeout_s`: from
-    the whole upload to the answer; servers that are busy for longer are a 503."""
+    """The ASGI application. `token_digest`: of the token that all callers share. `max_held_bytes`: of the
+    bodies and frames of all requests together; those of a single one must fit. `request_timeout_s`: from the
+    whole upload to the answer; servers that are busy for longer are a 503."""
+    assert max_held_bytes >= limits.max_bytes + FORM_BYTES + limits.max_video_bytes, "some would never fit"
+    budget = ByteBudget(max_held_bytes)
     app = FastAPI(
         lifespan=_opened(desk),
         title="Reward servers",
@@ -100,8 +112,14 @@ def make_app(
     )
     _add_answers_to_errors(app)
     _add_pages(app)
-    _add_scoring(app, desk, limits, Decoders(limits, num_decoders), request_timeout_s)
-    return Guard(app, token_digest=token_digest, max_bytes=limits.max_bytes, max_requests=max_requests)
+    _add_scoring(app, desk, limits, Decoders(limits, num_decoders), budget, request_timeout_s)
+    return Guard(
+        app,
+        token_digest=token_digest,
+        max_bytes=limits.max_bytes,
+        max_requests=max_requests,
+        budget=budget,
+    )
 
 
 def _opened(desk: Desk) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
@@ -133,7 +151,12 @@ def _add_pages(app: FastAPI) -> None:
 
 
 def _add_scoring(
-    app: FastAPI, desk: Desk, limits: UploadLimits, decoders: Decoders, timeout_s: float
+    app: FastAPI,
+    desk: Desk,
+    limits: UploadLimits,
+    decoders: Decoders,
+    budget: ByteBudget,
+    timeout_s: float,
 ) -> None:
     token = [Security(HTTPBearer(auto_error=False))]  # for the list of routes; `Guard` has checked it
 
@@ -154,8 +177,8 @@ def _add_scoring(
         if not 0 <= points <= limits.max_windows:
             raise Refused("malformed", f"points is {points}; it must be 0 to {limits.max_windows}")
 
-        async def answer() -> ScoreAnswer:
-            frames = await _decoded(await video.read(), limits, decoders)
+        async def answer(take: Take) -> ScoreAnswer:
+            frames = await _decoded(await video.read(), limits, decoders, take)
             found = await desk.score(frames, prompt, keys)
             curves = await desk.curves(frames, prompt, keys, points) if points else {}
             return ScoreAnswer(
@@ -168,14 +191,16 @@ def _add_scoring(
             )
 
         try:
-            return await asyncio.wait_for(answer(), timeout_s)
+            with budget.share() as take:
+                return await asyncio.wait_for(answer(take), timeout_s)
         except asyncio.TimeoutError:
             raise InfraFailure(f"no score after {timeout_s:g} s; the reward servers are busy") from None
 
 
-async def _decoded(content: bytes, limits: UploadLimits, decoders: Decoders) -> np.ndarray:
+async def _decoded(content: bytes, limits: UploadLimits, decoders: Decoders, take: Take) -> np.ndarray:
     if kind_of(content) == "mp4":
-        return await decoders.frames(content)
+        return await decoders.frames(content, take)
+    take(len(content))  # no array is larger than the file that it is read from
     return await asyncio.to_thread(read_npy, content, limits)
 
 
@@ -202,4 +227,5 @@ def _add_answers_to_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, STATUS_CODES.get(error.status_code, "failed"), str(error.detail))
+        code = STATUS_CODES.get(error.status_code, "failed")
+        return problem(error.status_code, code, str(error.detail), dict(error.headers or {}))

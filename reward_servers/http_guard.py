@@ -1,7 +1,7 @@
 """Stands before the routes of the door: who may ask, how much, and how many at a time.
 
 It decides before a byte of a request's body is read, and counts the bytes while they come. Bounded by
-`max_requests`: past it callers are told to come back, nothing waits here.
+`max_requests` and a `ByteBudget`: past them callers are told to come back, nothing waits here.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from reward_servers.byte_budget import RETRY_AFTER_S, ByteBudget, Take
+
 GUARDED = "/v1/"
-RETRY_AFTER_S = 2
 BODY_TIMEOUT_S = 60.0
 """Between two pieces of a body; whoever sends slower holds a place that others want."""
 WHOLE_BODY_S, SLOWEST_BYTES_PER_S = 30.0, 256 << 10
@@ -35,8 +36,11 @@ def digest_of(token: str) -> bytes:
 class Guard:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, *, token_digest: bytes, max_bytes: int, max_requests: int) -> None:
-        self._app, self._digest = app, token_digest
+    def __init__(
+        self, app: ASGIApp, *, token_digest: bytes, max_bytes: int, max_requests: int, budget: ByteBudget
+    ) -> None:
+        """`max_bytes`: of one body; `budget`: of all that are here."""
+        self._app, self._digest, self._budget = app, token_digest, budget
         self._max_bytes, self._max_requests = max_bytes + FORM_BYTES, max_requests
         self._num_requests = 0
 
@@ -44,15 +48,24 @@ class Guard:
         if scope["type"] != "http" or not scope["path"].startswith(GUARDED):
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(Headers(scope=scope))
+        headers = Headers(scope=scope)
+        refusal = self._refusal(headers)
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        self._num_requests += 1
-        try:
-            await self._app(scope, _Counted(receive, self._max_bytes), send)
-        finally:
-            self._num_requests -= 1
+        with self._budget.share() as take:
+            announced = headers.get("content-length")
+            try:
+                take(int(announced or 0))
+            except HTTPException as full:
+                await problem(503, "busy", full.detail, dict(full.headers or {}))(scope, receive, send)
+                return
+            self._num_requests += 1
+            try:
+                body = _Counted(receive, self._max_bytes, take if announced is None else None)
+                await self._app(scope, body, send)
+            finally:
+                self._num_requests -= 1
 
     def _refusal(self, headers: Headers) -> JSONResponse | None:
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -73,8 +86,9 @@ class Guard:
 class _Counted:
     """A request's body, up to a number of bytes and as long as something comes."""
 
-    def __init__(self, receive: Receive, max_bytes: int) -> None:
-        self._receive, self._max_bytes, self._num_bytes = receive, max_bytes, 0
+    def __init__(self, receive: Receive, max_bytes: int, take: Take | None) -> None:
+        """`take`: called for each piece of a body that does not say how long it is."""
+        self._receive, self._max_bytes, self._take, self._num_bytes = receive, max_bytes, take, 0
         self._is_whole, self._began = False, time.monotonic()
 
     async def __call__(self) -> Message:
@@ -87,10 +101,13 @@ class _Counted:
         except asyncio.TimeoutError:
             came = f"{self._num_bytes} bytes came in {time.monotonic() - self._began:.0f} s"
             raise HTTPException(408, f"{came}, the rest not; send it faster, or a smaller file") from None
-        self._num_bytes += len(message.get("body", b""))
+        piece = len(message.get("body", b""))
+        self._num_bytes += piece
         self._is_whole = not message.get("more_body", False)
         if self._num_bytes > self._max_bytes:
             raise HTTPException(413, f"the request is larger than {self._max_bytes} bytes")
+        if self._take is not None:
+            self._take(piece)
         return message
 
 

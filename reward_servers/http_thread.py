@@ -11,6 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from astrolabe_ray.errors import InfraFailure
+from reward_servers.http_connection import TimedProtocol
 
 START_TIMEOUT_S = 20.0
 BACKLOG = 64
@@ -33,7 +34,13 @@ class HttpThread:
             ) from None
         self.port: int = listener.getsockname()[1]
         settings = uvicorn.Config(
-            app, backlog=BACKLOG, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_S
+            app,
+            http=TimedProtocol,
+            ws="none",
+            backlog=BACKLOG,
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)

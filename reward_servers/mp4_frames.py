@@ -7,22 +7,30 @@ the shape or what is refused, and the frames behind it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
+import math
 import os
 import resource
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from astrolabe_ray.errors import InfraFailure
 from astrolabe_ray.report.video import enlargement, shrunk
 from reward_servers.uploads import Refused, UploadLimits, check_size
 
 ROOT = Path(__file__).parents[1]
+PIECE_BYTES = 1 << 20
+"""Of a child's answer, read at once."""
+END_TIMEOUT_S = 5.0
+NO_ANSWER = "what the decoder says is no video: the file is damaged or hostile"
 ROOM_BYTES = 1 << 30
 """Address space of the child besides its frames, which it holds twice."""
 
@@ -33,8 +41,12 @@ class Decoders:
     def __init__(self, limits: UploadLimits, num_processes: int) -> None:
         self._limits, self._room = limits, asyncio.Semaphore(num_processes)
 
-    async def frames(self, content: bytes) -> np.ndarray:
-        """uint8 [F, 3, H, W], read-only. Raises Refused for a file that is no video, or too large a one."""
+    async def frames(self, content: bytes, take: Callable[[int], None]) -> np.ndarray:
+        """uint8 [F, 3, H, W]. `take` is told how many bytes they are before they are held.
+
+        Raises Refused for a file that is no video, or too large a one, InfraFailure when somebody ended the
+        child, and what `take` raises.
+        """
         async with self._room:
             child = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -45,32 +57,86 @@ class Decoders:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
             )
             try:
-                answer, _ = await asyncio.wait_for(child.communicate(content), self._limits.decode_timeout_s)
+                return await asyncio.wait_for(
+                    _conversation(child, content, self._limits, take), self._limits.decode_timeout_s
+                )
             except asyncio.TimeoutError:
                 raise Refused(
                     "bad_mp4",
                     f"decoding took over {self._limits.decode_timeout_s:g} s; cut or scale the video",
                 ) from None
             finally:
-                if child.returncode is None:
-                    child.kill()
-                    await child.wait()
-        if child.returncode != 0:
-            raise Refused(
-                "bad_mp4", f"the decoder ended with {child.returncode}: the file is damaged or hostile"
-            )
-        return _answered(answer)
+                await _end(child)
 
 
-def _answered(answer: bytes) -> np.ndarray:
-    """Frames of a child's answer. Raises Refused as the child did."""
-    line, _, pixels = answer.partition(b"\n")
-    facts = json.loads(line)
-    if "code" in facts:
-        raise Refused(facts["code"], facts["message"])
-    return np.frombuffer(pixels, np.uint8).reshape(facts["shape"])
+async def _end(child: asyncio.subprocess.Process) -> None:
+    """Kills a child that still runs. A pipe that nobody reads to its end would stay open."""
+    assert child.stdout is not None
+    if child.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(_drained(child.stdout), END_TIMEOUT_S)
+    await child.wait()
+
+
+async def _drained(stream: asyncio.StreamReader) -> None:
+    while await stream.read(PIECE_BYTES):
+        pass
+
+
+async def _conversation(
+    child: asyncio.subprocess.Process, content: bytes, limits: UploadLimits, take: Callable[[int], None]
+) -> np.ndarray:
+    """The file to the child, its frames from it. Raises Refused, InfraFailure and what `take` raises."""
+    assert child.stdin is not None and child.stdout is not None
+    with contextlib.suppress(ConnectionError):  # of a child that has ended; its exit status tells more
+        child.stdin.write(content)
+        await child.stdin.drain()
+        child.stdin.close()
+    try:
+        line = await child.stdout.readline()
+    except ValueError:  # it is endless
+        raise Refused("bad_mp4", NO_ANSWER) from None
+    if line.endswith(b"\n"):
+        shape = _shape(line, limits)
+        take(math.prod(shape))
+        video = np.empty(shape, np.uint8)
+        if await _filled(child.stdout, video) and await child.wait() == 0:
+            return video
+    status = await child.wait()
+    if status in (-signal.SIGKILL, -signal.SIGTERM):
+        raise InfraFailure("the decoder was ended from outside, perhaps for lack of memory; try again")
+    raise Refused("bad_mp4", f"the decoder ended with {status}: the file is damaged or hostile")
+
+
+def _shape(line: bytes, limits: UploadLimits) -> tuple[int, int, int, int]:
+    """Of the frames that follow. Raises Refused as the child did, and for what no honest child says."""
+    try:
+        facts = json.loads(line)
+        if "code" in facts:
+            raise Refused(facts["code"], facts["message"])
+        frames, channels, height, width = map(int, facts["shape"])
+    except (ValueError, TypeError, KeyError):
+        raise Refused("bad_mp4", NO_ANSWER) from None
+    check_size(frames, height, width, limits)
+    if channels != 3:
+        raise Refused("bad_mp4", NO_ANSWER)
+    return frames, channels, height, width
+
+
+async def _filled(stream: asyncio.StreamReader, video: np.ndarray) -> bool:
+    """Whether all its pixels came. Raises Refused for what is behind them."""
+    rest = memoryview(video).cast("B")
+    while piece := await stream.read(PIECE_BYTES):
+        if len(piece) > len(rest):
+            raise Refused("bad_mp4", NO_ANSWER)
+        rest[: len(piece)] = piece
+        rest = rest[len(piece) :]
+    return not rest
 
 
 def read_mp4(content: bytes, limits: UploadLimits) -> np.ndarray:

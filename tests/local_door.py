@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import urllib.error
 import urllib.request
 import uuid
@@ -34,6 +35,7 @@ def local_door(
     keys: Sequence[str] = KEYS,
     token: str = TOKEN,
     max_requests: int = 16,
+    max_held_bytes: int = 4 << 30,
     request_timeout_s: float = 300.0,
     **limits: Any,
 ) -> Iterator[str]:
@@ -44,6 +46,7 @@ def local_door(
         token_digest=digest_of(token),
         limits=replace(UploadLimits(), **limits),
         max_requests=max_requests,
+        max_held_bytes=max_held_bytes,
         request_timeout_s=request_timeout_s,
     )
     server = HttpThread(app, "127.0.0.1", 0)
@@ -78,6 +81,19 @@ def ask(
             return _answer(response)
     except urllib.error.HTTPError as error:
         return _answer(error)
+
+
+def connected(url: str, timeout_s: float = 10) -> socket.socket:
+    """A connection to the door over which nothing was said yet."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=timeout_s)
+
+
+def head(*lines: str, token: str = TOKEN) -> bytes:
+    """Of a request to score a form whose parts are marked by `x`."""
+    first = ("POST /v1/scores HTTP/1.1", "Host: x", f"Authorization: Bearer {token}")
+    kind = "Content-Type: multipart/form-data; boundary=x"
+    return "\r\n".join([*first, kind, *lines, "", ""]).encode()
 
 
 def post(url: str, file: bytes, prompt: str = RED, token: str | None = TOKEN, **fields: object) -> Answer:

@@ -168,7 +168,8 @@ async def _make(
     from astrolabe_ray.metrics.video_console import VideoConsole
     from astrolabe_ray.video_run import VideoRun
 
-    rewards = wiring.make_video_rewards(plan.rewards, room is None) if plan.rewards else None
+    cluster = None if room is None else ClusterConfig()
+    rewards = wiring.make_video_rewards(plan.rewards, cluster) if plan.rewards else None
     spec = plan.spec if rewards is None else replace(plan.spec, views=rewards.views)
     pool = wiring.make_video_pool(spec, room)
     with VideoConsole(len(done.todo), sum(task.plan.num_chunks for task in done.todo)) as console:

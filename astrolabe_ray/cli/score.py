@@ -112,7 +112,7 @@ def _scorer(what: What, wiring: Wiring) -> Iterator[VideoScorer]:
     else:
         rewards = [RewardConfig(key=key, num_gpus=int(what.gpu)) for key in what.rewards or EMBEDDED]
         check_rewards(rewards, wiring.reward_problems)
-        scorer = wiring.pool_scorer(rewards, True)
+        scorer = wiring.pool_scorer(rewards, None)
         try:
             yield scorer
         finally:
@@ -137,7 +137,7 @@ def _joined(what: What, config: RunConfig, wiring: Wiring) -> Iterator[VideoScor
                 f"no reward server of {', '.join(missing)} runs; start what is missing: "
                 f"python launch.py rewards up --config {what.config}"
             )
-        scorer = wiring.pool_scorer(rewards, False)
+        scorer = wiring.pool_scorer(rewards, config.cluster)
         try:
             yield scorer
         finally:

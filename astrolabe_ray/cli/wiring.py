@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from astrolabe_ray.config.schema import ModelConfig, RewardConfig, RunConfig
+from astrolabe_ray.config.schema import ClusterConfig, ModelConfig, RewardConfig, RunConfig
 from astrolabe_ray.server_status import BenchResult, DoorStatus, ServerStatus
 from astrolabe_ray.video_tasks import VideoModelSpec, VideoPlan, VideoPool
 
@@ -57,10 +57,10 @@ class Wiring:
     """Contact sheet, as png, of a video file of so many frames."""
     make_video_pool: Callable[[VideoModelSpec, WorkerRoom | None], VideoPool]
     """Workers that make videos, not started; without room: one in this process, without Ray."""
-    make_video_rewards: Callable[[Sequence[RewardConfig], bool], RewardPool]
-    """What scores them, not started; True: in this process, without Ray."""
-    pool_scorer: Callable[[Sequence[RewardConfig], bool], VideoScorer]
-    """What scores finished videos; True: in this process, without Ray."""
+    make_video_rewards: Callable[[Sequence[RewardConfig], ClusterConfig | None], RewardPool]
+    """What scores them, not started: servers of this cluster; None: in this process, without Ray."""
+    pool_scorer: Callable[[Sequence[RewardConfig], ClusterConfig | None], VideoScorer]
+    """What scores finished videos: servers of this cluster; None: in this process, without Ray."""
     door_scorer: Callable[[str, str, Sequence[str]], VideoScorer]
     """The same through the HTTP door of this URL, with this token; of these rewards, or of all for none."""
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from ray import exceptions as rx
 from ray.exceptions import RayTaskError
 
-from astrolabe_ray.config.schema import RewardConfig
+import launch
+from astrolabe_ray.config.schema import ClusterConfig, RewardConfig
 from astrolabe_ray.data.frames import derive_view
 from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure, PayloadsLost
 from astrolabe_ray.types import FrameSpec, PolicyVersion, Rollout
@@ -190,6 +191,29 @@ def test_two_runs_of_one_name_are_two_clients() -> None:
     held_as = [str(handle.broadcasts[0][1]) for handle in handles]
     assert held_as == [handle.requests[0].client for handle in handles]
     assert len(set(held_as)) == 2 and all(name.startswith("demo-") for name in held_as)
+
+
+@pytest.mark.parametrize("idle_timeout_s", [42.0, None])
+def test_who_scores_finished_videos_holds_servers_as_long_as_the_config_says(
+    idle_timeout_s: float | None,
+) -> None:
+    """A lease only grows: the default's hour would keep GPUs that the config gives back after a minute."""
+    image, patiences = image_says([0.5]), []
+    cluster = ClusterConfig(reward_idle_timeout_s=idle_timeout_s, reward_load_timeout_s=7)
+    pool = launch.make_video_rewards(REWARDS[:1], cluster)
+
+    def connect(_: Sequence[ServerSpec], patience: Patience) -> list[Handle]:
+        patiences.append(patience.load_timeout_s)
+        return [image]
+
+    pool._connect = connect  # type: ignore[attr-defined]
+
+    async def run() -> None:
+        await pool.start()
+        await pool.stop()
+
+    asyncio.run(run())
+    assert image.broadcasts[0][2] == idle_timeout_s and patiences == [7]
 
 
 def test_a_round_of_holding_that_fails_is_not_the_last(

@@ -364,6 +364,45 @@ def test_frames_that_are_lost_hold_up_only_their_own_client(monkeypatch: pytest.
     asyncio.run(asyncio.wait_for(ask(), 30))
 
 
+class Travelling(Ref):
+    """A video that takes `seconds` from when it is asked for; counts how many are on their way or here."""
+
+    seconds = 10 * SECONDS
+    num_asked = 0
+
+    def future(self) -> concurrent.futures.Future[np.ndarray]:
+        type(self).num_asked += 1
+        future: concurrent.futures.Future[np.ndarray] = concurrent.futures.Future()
+        threading.Timer(self.seconds, future.set_result, [np.zeros((2, 3, 4, 4), np.uint8)]).start()
+        return future
+
+
+def test_frames_of_the_next_batch_travel_while_one_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that waits for the network between any two batches; a replica that fetches its whole queue."""
+    monkeypatch.setattr(Travelling, "num_asked", 0)
+
+    async def ask() -> None:
+        server = replica()
+        Scripted.gate.clear()
+        first = asyncio.create_task(server.score(request("a")))
+        await until_busy(server)
+        later = [asyncio.create_task(server.score(request_of("a", Travelling()))) for _ in range(8)]
+        newcomer = asyncio.create_task(server.score(request_of("b", Travelling())))
+        await asyncio.sleep(0.02)
+        assert Travelling.num_asked == 4, "of one batch, though the next one would be another now"
+        newcomer.cancel()
+        await asyncio.sleep(Travelling.seconds)
+        Scripted.gate.set()
+        began = time.monotonic()
+        await first
+        await asyncio.wait(later, return_when=asyncio.FIRST_COMPLETED)
+        took_s = time.monotonic() - began
+        assert took_s < 2 * SECONDS + 0.8 * Travelling.seconds, "two forwards, and no journey between them"
+        assert await asyncio.gather(*later) == [{"level": [1.0]}] * 8
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
+
+
 def test_late_frames_that_nobody_waits_for_are_forgotten(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

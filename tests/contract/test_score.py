@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from astrolabe_ray.cli.app import make_app
 from astrolabe_ray.cli.score import Scored, What, score, table
-from astrolabe_ray.config.schema import RewardConfig
+from astrolabe_ray.config.schema import ClusterConfig, RewardConfig
 from astrolabe_ray.data.frames import derive_view
 from astrolabe_ray.data.sprites.captions import SpriteCaption
 from astrolabe_ray.data.sprites.clips import render_clips
@@ -274,26 +274,37 @@ def test_what_was_scored_before_the_end_is_written(
     assert capsys.readouterr().out.count("0.2500") >= 2 and scorer.is_closed
 
 
+BRIEF = """
+from astrolabe_ray.config.loader import load
+from astrolabe_ray.config.schema import ClusterConfig, RunConfig
+
+def brief() -> RunConfig:
+    tiny = load("configs/nft_tiny.py:tiny_sprites", ())
+    return tiny.model_copy(update={"cluster": ClusterConfig(reward_idle_timeout_s=60)})
+"""
+
+
 def test_running_servers_of_a_config_are_joined_and_left(
-    videos: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A question to the wiring in words that it does not know; or servers that are started unasked."""
     monkeypatch.chdir(ROOT)
     seen: list[object] = []
     monkeypatch.setattr(cluster, "connect", lambda _, *, may_start: seen.append(may_start))
     monkeypatch.setattr(ray, "shutdown", lambda: seen.append("left"))
-    config = "configs/nft_tiny.py:tiny_sprites"
+    (tmp_path / "brief.py").write_text(BRIEF)
+    config = f"{tmp_path}/brief.py:brief"
 
     def running(rewards: Sequence[RewardConfig]) -> list[str]:
         return [reward.key for reward in rewards if reward.key != "motion_quality"]
 
-    def pool_scorer(rewards: Sequence[RewardConfig], is_local: bool) -> Ending:
-        seen.append(([reward.key for reward in rewards], is_local))
+    def pool_scorer(rewards: Sequence[RewardConfig], cluster: ClusterConfig | None) -> Ending:
+        seen.append(([reward.key for reward in rewards], cluster and cluster.reward_idle_timeout_s))
         return Ending(AssertionError())
 
     wiring = replace(WIRING, running_rewards=running, pool_scorer=pool_scorer)
     score(what(videos[0], config=config, rewards=("image_quality",)), wiring)
-    assert seen == [False, (["image_quality"], False), "left"] and "0.2500" in capsys.readouterr().out
+    assert seen == [False, (["image_quality"], 60.0), "left"] and "0.2500" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=f"no reward server of motion_quality runs.*--config {config}"):
         score(what(videos[0], config=config, rewards=("motion_quality",)), wiring)
     assert seen[3:] == [False, "left"]
@@ -305,7 +316,8 @@ def test_the_wiring_takes_what_the_command_gives() -> None:
     """A fake that takes what the real one does not, so that only people notice."""
     for name, arguments in (
         ("running_rewards", ([],)),
-        ("pool_scorer", ([], False)),
+        ("pool_scorer", ([], None)),
+        ("make_video_rewards", ([], None)),
         ("door_scorer", ("http://x", "t", ())),
     ):
         inspect.signature(getattr(WIRING, name)).bind(*arguments)
