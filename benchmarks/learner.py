@@ -12,9 +12,7 @@ memory is what the process held at most, torch and DeepSpeed included.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import resource
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,10 +31,11 @@ from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConf
 from astrolabe_ray.models.lora import adapter_tensors
 from astrolabe_ray.models.registry import load_transformer, resolve
 from astrolabe_ray.models.wan.context import ContextRule
+from benchmarks.rank_processes import in_processes
 from learner.engine import Engine
 from learner.nft_step import Draw, Samples, draw, nft_step, noise_levels, predictor
 from learner.policies import with_policies
-from learner.process_group import join
+from learner.process_group import join, open_store
 
 ALGORITHM = AlgorithmConfig()
 WAYS = ("plain", "zero 0", "zero 1", "zero 2", "zero 3")
@@ -95,11 +94,12 @@ def main(
     rank: Annotated[int, typer.Option(min=1, help="Of the adapters.")] = 16,
     ways: Annotated[str, typer.Option(help=f"Some of {', '.join(WAYS)}.")] = ",".join(WAYS),
     repeats: Annotated[int, typer.Option(min=1)] = 3,
+    timeout_s: Annotated[float, typer.Option(min=1, help="For all steps of one way.")] = 600,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Seconds, bytes and memory of a step of each way."""
     costs = [
-        measure(way, number, micro_batches, samples, rank, repeats)
+        measure(way, number, (micro_batches, samples, rank, repeats), timeout_s)
         for number in map(int, ranks.split(","))
         for way in ways.split(",")
     ]
@@ -115,26 +115,34 @@ def main(
     Console().print(table)
 
 
-def measure(way: str, world: int, micro_batches: int, samples: int, rank: int, repeats: int) -> Cost:
-    """A process for each rank, fresh ones for each way, so that memory and DeepSpeed start anew."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = [(way, r, world, port, micro_batches, samples, rank, repeats) for r in range(world)]
-    with multiprocessing.get_context("spawn").Pool(world) as pool:
-        rows = pool.starmap(steps, arguments, chunksize=1)
+def measure(way: str, world: int, sizes: tuple[int, int, int, int], timeout_s: float) -> Cost:
+    """A process for each rank, fresh ones for each way, so that memory and DeepSpeed start anew.
+
+    `sizes`: microbatches, samples of each, rank of the adapters, repeats. Raises RuntimeError with what a
+    failed rank says, TimeoutError after `timeout_s`.
+    """
+    store = open_store("127.0.0.1", world)  # here, where it outlives a rank that fails
+    arguments = [(way, rank, world, store.port, *sizes, timeout_s) for rank in range(world)]
+    rows = in_processes(steps, arguments, timeout_s)
     seconds = median(max(times) for times in zip(*(row[0] for row in rows), strict=True))
     return Cost(way, world, seconds, rows[0][1], max(row[2] for row in rows))
 
 
 def steps(
-    way: str, rank: int, world: int, port: int, micro_batches: int, samples: int, lora: int, repeats: int
+    way: str,
+    rank: int,
+    world: int,
+    port: int,
+    micro_batches: int,
+    samples: int,
+    lora: int,
+    repeats: int,
+    timeout_s: float,
 ) -> tuple[list[float], float, float]:
     """Of one rank: seconds of each step, MB sent in one, MB held at most."""
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    store = dist.TCPStore("127.0.0.1", port, world, is_master=rank == 0)  # pyright: ignore
-    join(rank, world, device, store=store, address=("", 0))
+    join(rank, world, device, address=("127.0.0.1", port), timeout_s=timeout_s)
     model = ModelConfig()
     base = load_transformer(resolve(model.path), torch.float32, "cpu")
     arch = base.architecture
