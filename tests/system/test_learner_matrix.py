@@ -37,25 +37,36 @@ def plain(model_root: Path) -> tuple[PlainLearner, list[dict[str, float]]]:
     return learner, [learner.train(samples(step, number=NUM_SAMPLES), SEED) for step in range(NUM_STEPS)]
 
 
-@pytest.fixture(scope="module")
-def ranks(request: pytest.FixtureRequest, model_root: Path, ray_of_two_cpus: None) -> Iterator[LearnerGroup]:
-    """Processes that take half a minute to start; each case makes its own learner in them."""
-    where = {"num_ranks": request.param, "num_cpus": 0.4, "step_timeout_s": 120}
-    group = new_group(changed(spec_of(model_root), learner=where))
-    asyncio.run(group.start())
-    yield group
-    asyncio.run(group.stop())
+class Ranks:
+    """Processes, which take half a minute to start: they stay while cases want the same number of them."""
 
+    group: LearnerGroup | None = None
 
-async def begin_again(group: LearnerGroup, settings: dict[str, Any]) -> None:
-    """With the settings of a case; in new processes after a case that failed."""
-    if not group._ranks:
+    async def learner(self, spec: LearnerSpec) -> LearnerGroup:
+        """Of `spec`, at its beginning."""
+        group = self.group
+        if group is not None and group._ranks and len(group._ranks) == spec.learner.num_ranks:
+            await group._gather([rank.__ray_call__.remote(become, spec) for rank in group._ranks])
+            return group
+        await self.stop()
+        self.group = group = new_group(spec)
         await group.start()
-    spec = changed(group._spec, learner=settings)
-    await group._gather([rank.__ray_call__.remote(become, spec) for rank in group._ranks])
+        return group
+
+    async def stop(self) -> None:
+        if self.group is not None:
+            await self.group.stop()
+
+
+@pytest.fixture(scope="module")
+def ranks(ray_of_two_cpus: None) -> Iterator[Ranks]:
+    ranks = Ranks()
+    yield ranks
+    asyncio.run(ranks.stop())
 
 
 def become(worker: LearnerWorker, spec: LearnerSpec) -> None:
+    """Another learner in the process of an earlier one."""
     worker.__init__(spec, rank=worker.rank, world_size=worker.world_size, blobs=worker._blobs)
     worker.setup()
 
@@ -69,7 +80,7 @@ def spread(s: list[TrainSample], num_ranks: int, micro_batch_size: int) -> tuple
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize(
-    ("ranks", "micro_batch_size", "settings"),
+    ("num_ranks", "micro_batch_size", "settings"),
     [
         (1, 9, {}),
         (1, 2, {"gradient_checkpointing": True}),
@@ -79,23 +90,26 @@ def spread(s: list[TrainSample], num_ranks: int, micro_batch_size: int) -> tuple
         (4, 1, {"gradient_checkpointing": True, "offload_optimizer": True}),
     ],
     ids=str,
-    indirect=["ranks"],
 )
 async def test_any_spread_gives_the_adapters_of_a_plain_learner(
-    ranks: LearnerGroup,
+    ranks: Ranks,
+    model_root: Path,
     plain: tuple[PlainLearner, list[dict[str, float]]],
+    num_ranks: int,
     micro_batch_size: int,
     settings: dict[str, bool],
     zero_stage: int,
 ) -> None:
     """Ranks, ZeRO, accumulation, checkpointing or offload that change what is learned."""
     offload = settings.get("offload_optimizer", False) and zero_stage > 0
-    await begin_again(ranks, settings | {"zero_stage": zero_stage, "offload_optimizer": offload})
-    assert difference(await weights(ranks), plain[0].old[PolicyVersion()]) == 0
+    where = {"num_ranks": num_ranks, "num_cpus": 0.4, "zero_stage": zero_stage, "step_timeout_s": 120}
+    spec = changed(spec_of(model_root), learner=where | settings | {"offload_optimizer": offload})
+    group = await ranks.learner(spec)
+    assert difference(await weights(group), plain[0].old[PolicyVersion()]) == 0
     for step, want in enumerate(plain[1]):
         s = samples(step, number=NUM_SAMPLES)
-        shares = spread(s, ranks._spec.learner.num_ranks, micro_batch_size)
-        result = await ranks.train(with_references(TrainBatch(step, SEED, shares, NUM_SAMPLES)))
+        batch = TrainBatch(step, SEED, spread(s, num_ranks, micro_batch_size), NUM_SAMPLES)
+        result = await group.train(with_references(batch))
         for name, value in want.items():
             assert result.metrics[name] == pytest.approx(value, rel=2e-5), name
-    assert difference(await weights(ranks), plain[0].old[PolicyVersion(0, NUM_STEPS)]) <= LARGEST_DIFFERENCE
+    assert difference(await weights(group), plain[0].old[PolicyVersion(0, NUM_STEPS)]) <= LARGEST_DIFFERENCE
