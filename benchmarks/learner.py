@@ -61,27 +61,20 @@ class Cost:
 
 
 class SentBytes:
-    """Counts the bytes of the first tensor of every collective."""
+    """Counts the bytes that this rank hands to every collective: of its input, which comes last."""
 
     def __init__(self) -> None:
         self.total = 0
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Inside, collectives of `torch.distributed` are counted."""
-        before = {name: getattr(dist, name) for name in COLLECTIVES}
-        for name, function in before.items():
-            setattr(dist, name, self._counting(function))
-        try:
-            yield
-        finally:
-            for name, function in before.items():
-                setattr(dist, name, function)
+    def count(self) -> None:
+        """From now on in this process. DeepSpeed keeps some of the functions that it finds when it starts."""
+        for name in COLLECTIVES:
+            setattr(dist, name, self._counting(getattr(dist, name)))
 
     def _counting(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-            self.total += tensors[0].numel() * tensors[0].element_size() if tensors else 0
+            self.total += tensors[-1].nbytes if tensors else 0
             return function(*args, **kwargs)
 
         return run
@@ -143,6 +136,8 @@ def steps(
     torch.set_num_threads(1)
     device = torch.device("cpu")
     join(rank, world, device, address=("127.0.0.1", port), timeout_s=timeout_s)
+    sent = SentBytes()
+    sent.count()
     model = ModelConfig()
     base = load_transformer(resolve(model.path), torch.float32, "cpu")
     arch = base.architecture
@@ -154,23 +149,22 @@ def steps(
     context = ContextRule(model.chunk_frames, model.window_frames, model.sink_frames, model.rope)
     is_plain = way == "plain"
     engine = PlainEngine(policies) if is_plain else engine_of(policies, int(way.split()[-1]), device)
-    predict, sent, times = predictor(engine, context, model.context_timestep), SentBytes(), []
+    predict, times = predictor(engine, context, model.context_timestep), list[float]()
     for number in range(repeats + 1):
         sent.total = 0
         dist.barrier()
         began = time.perf_counter()
-        with sent.counted():
-            for place, (batch, at) in enumerate(work):
-                losses = nft_step(
-                    predict,
-                    batch,
-                    at,
-                    algorithm=ALGORITHM,
-                    on_policy=not is_plain,
-                    reference_rows=range(samples),
-                )
-                engine.backward(losses.total.mean() / micro_batches, last=place == micro_batches - 1)
-            engine.step(1e-5)
+        for place, (batch, at) in enumerate(work):
+            losses = nft_step(
+                predict,
+                batch,
+                at,
+                algorithm=ALGORITHM,
+                on_policy=not is_plain,
+                reference_rows=range(samples),
+            )
+            engine.backward(losses.total.mean() / micro_batches, last=place == micro_batches - 1)
+        engine.step(1e-5)
         if number:
             times.append(time.perf_counter() - began)
     return times, sent.total / 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
