@@ -234,7 +234,7 @@ def test_kept_attention_is_not_computed_again_in_the_backward_pass() -> None:
 
 
 def test_kept_attention_serves_a_repetition_that_makes_other_calls() -> None:
-    """Under ZeRO 3 weights are gathered for other layers when a block is computed again: no step got through."""
+    """Under ZeRO 3 weights are gathered for other layers when a block is computed again: no step ended."""
     model, x, text = random_model(4), video(7, 6), prompts()
     model.gradient_checkpointing = model.keep_attention = True
     is_repetition = False
