@@ -20,6 +20,7 @@ from astrolabe_ray.models.registry import load_transformer, resolve
 from astrolabe_ray.types import PolicyVersion
 from astrolabe_ray.weights.pack import unpack
 from astrolabe_ray.weights.probe import probe_output
+from benchmarks.live_bytes import LiveBytes
 from learner.learner_worker import LearnerSpec
 from tests.learner_cases import (
     SEED,
@@ -196,6 +197,16 @@ async def test_a_microbatch_of_two_histories_is_trained_behind_both(spec: Learne
         result = await learner.train(batch(0, made[:1], made[1:3], made[3:]))
         for name, value in plain.train(whole, SEED).items():
             assert result.metrics[name] == pytest.approx(value, rel=5e-5), name
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+async def test_a_small_adapter_takes_little_memory(spec: LearnerSpec, zero_stage: int) -> None:
+    """ZeRO reserved 2 GB for the gradients of an adapter of 10 KB, on every GPU."""
+    live = LiveBytes()
+    async with running(changed(spec, learner={"zero_stage": zero_stage})) as learner:
+        learner._thread.submit(live.count_here)
+        await learner.train(batch(0, samples(0)))
+    assert 0.01 < live.peak / 1e6 < 10
 
 
 async def test_a_microbatch_of_two_windows_is_refused(spec: LearnerSpec) -> None:
