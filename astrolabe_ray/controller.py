@@ -53,7 +53,7 @@ class RunOutcome:
     """What a run leaves behind for its summary."""
 
     evaluations: list[Evaluation]
-    num_rollouts: int  # trained on
+    num_rollouts: int  # trained on since the run began or was resumed; those of lost steps do not count
     train_wall_s: float
     policy_ages: dict[int, int]  # policy age -> rollouts trained on
     drops: dict[str, int]
@@ -98,7 +98,7 @@ class Controller:
         self.buffer = RolloutBuffer(config.rollout.num_groups, config.rollout.max_policy_age)
         self._background, self._timeline = Background(), Timeline(observer)
         self._unscored: asyncio.Queue[tuple[int, str, list[Rollout]]] = asyncio.Queue()
-        self._consecutive_drops = 0
+        self._consecutive_drops = self._num_rollouts_before = 0  # the latter: in the run that is resumed
         self._unbooked: tuple[list[RolloutGroup], PolicyVersion] | None = None  # trained, not published yet
         self._watchdog = Watchdog(config.cluster.stall_timeout_s)
         self.milestones = Milestones(
@@ -125,7 +125,7 @@ class Controller:
         evaluations = self.milestones.evaluations
         return RunOutcome(
             evaluations=evaluations,
-            num_rollouts=self.buffer.ages_trained.total() - self.buffer.num_rollouts_before,
+            num_rollouts=self.buffer.ages_trained.total() - self._num_rollouts_before,
             train_wall_s=clock.seconds.get("train", 0.0),
             policy_ages=dict(self.buffer.ages_trained),
             drops=dict(self.buffer.drops),
@@ -163,6 +163,7 @@ class Controller:
                 start.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
         await take_up(self, self.resume_from)
+        self._num_rollouts_before = self.buffer.ages_trained.total()
         self.observer.advance()
         return True
 

@@ -31,7 +31,6 @@ class RolloutBuffer:
     drops: Counter[str] = field(default_factory=Counter)  # by cause
     redone: Counter[int] = field(default_factory=Counter)  # number -> times that its payloads were lost
     ages_trained: Counter[int] = field(default_factory=Counter)  # policy age -> rollouts
-    num_rollouts_before: int = 0  # trained on before this run was resumed
     _in_flight: set[int] = field(default_factory=set)
     _ready: dict[int, RolloutGroup] = field(default_factory=dict)
     _in_training: dict[int, RolloutGroup] = field(default_factory=dict)
@@ -75,19 +74,12 @@ class RolloutBuffer:
         self.drops = Counter(state.get("drops", {}))
         self.redone = Counter({int(number): times for number, times in state.get("redone", {}).items()})
         self.ages_trained = Counter({int(age): n for age, n in state.get("ages_trained", {}).items()})
-        self.num_rollouts_before = self.ages_trained.total()
         self._skip_finished()
 
     def next_life(self, state: Mapping[str, Any]) -> RolloutBuffer:
-        """One that goes on where `state` was saved; what is in flight or ready here belongs to lost steps.
-        What was counted by cause stays counted."""
-        new = RolloutBuffer(
-            self.num_groups,
-            self.max_policy_age,
-            drops=self.drops,
-            redone=self.redone,
-            ages_trained=self.ages_trained,
-        )
+        """One that goes on where `state` was saved; what was in flight, ready or counted here since then
+        belongs to lost steps."""
+        new = RolloutBuffer(self.num_groups, self.max_policy_age)
         new.resume(state)
         return new
 

@@ -16,17 +16,20 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from actors.local_pool import LocalRolloutPool
 from astrolabe_ray.config.recipes import sprites
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.report.statistics import compare
+from astrolabe_ray.run import Roles
+from benchmarks.live_bytes import LiveBytes
 from benchmarks.one_process import Watcher, carry_out, in_own_process, local_roles
+from learner.local import LocalLearner
 
 GroupSampling = Literal["sequence", "clip"]
 CASES: tuple[tuple[GroupSampling, bool], ...] = (
@@ -46,8 +49,8 @@ class Result:
     reward_after: float
     paired_diff_mean: float
     paired_diff_se: float
-    peak_mb: float  # of this process during the steps, above what it held when they began
-    seconds_per_step: float
+    peak_mb: float  # of the tensors that the steps made, as many as were there at once
+    seconds_per_step: float  # counting the tensors included
     losses: tuple[float, ...]  # by step
 
 
@@ -105,8 +108,9 @@ def case(
 
 def measured(config: RunConfig) -> Result:
     """Carry `config` out and look at memory and time."""
-    observer = Memory()
-    carry_out(config, local_roles(config), observer)
+    roles = local_roles(config)
+    observer = Memory(roles)
+    carry_out(config, roles, observer)
     total = compare(*observer.evaluations)["total"]
     return Result(
         **{name: total[name] for name in Result.__dataclass_fields__ if name in total},
@@ -117,28 +121,25 @@ def measured(config: RunConfig) -> Result:
 
 
 class Memory(Watcher):
-    """Looks at this process's memory during the train steps, too (Linux)."""
+    """Counts the tensors that the roles make during the train steps, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, roles: Roles) -> None:
         super().__init__()
         self.peak_mb = self.start_s = self.last_step_s = 0.0
-        self._before_mb = 0.0
+        self._live = LiveBytes()
+        pools = cast("LocalRolloutPool", roles.rollouts), cast("LocalLearner", roles.learner)
+        self._threads = [pool._thread for pool in pools]
 
     def phase(self, name: str, total: int) -> None:
         if name == "train":
-            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-            self._before_mb, self.start_s = memory_mb("VmRSS"), time.perf_counter()
+            self._live.count_here()  # scorers answer in this thread
+            for thread in self._threads:
+                thread.submit(self._live.count_here)
+            self.start_s = time.perf_counter()
 
     def step(self, metrics: Mapping[str, float]) -> None:
         super().step(metrics)
-        self.peak_mb, self.last_step_s = memory_mb("VmHWM") - self._before_mb, time.perf_counter()
-
-
-def memory_mb(name: Literal["VmRSS", "VmHWM"]) -> float:
-    """What this process holds, or the most that it has held."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{name}:"))
-    return float(line.split()[1]) * 1024 / 1e6
+        self.peak_mb, self.last_step_s = self._live.peak / 1e6, time.perf_counter()
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ memory is what the process held at most, torch and DeepSpeed included.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import resource
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,10 +31,11 @@ from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConf
 from astrolabe_ray.models.lora import adapter_tensors
 from astrolabe_ray.models.registry import load_transformer, resolve
 from astrolabe_ray.models.wan.context import ContextRule
+from benchmarks.rank_processes import in_processes
 from learner.engine import Engine
 from learner.nft_step import Draw, Samples, draw, nft_step, noise_levels, predictor
 from learner.policies import with_policies
-from learner.process_group import join
+from learner.process_group import join, open_store
 
 ALGORITHM = AlgorithmConfig()
 WAYS = ("plain", "zero 0", "zero 1", "zero 2", "zero 3")
@@ -62,27 +61,20 @@ class Cost:
 
 
 class SentBytes:
-    """Counts the bytes of the first tensor of every collective."""
+    """Counts the bytes that this rank hands to every collective: of its input, which comes last."""
 
     def __init__(self) -> None:
         self.total = 0
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Inside, collectives of `torch.distributed` are counted."""
-        before = {name: getattr(dist, name) for name in COLLECTIVES}
-        for name, function in before.items():
-            setattr(dist, name, self._counting(function))
-        try:
-            yield
-        finally:
-            for name, function in before.items():
-                setattr(dist, name, function)
+    def count(self) -> None:
+        """From now on in this process. DeepSpeed keeps some of the functions that it finds when it starts."""
+        for name in COLLECTIVES:
+            setattr(dist, name, self._counting(getattr(dist, name)))
 
     def _counting(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-            self.total += tensors[0].numel() * tensors[0].element_size() if tensors else 0
+            self.total += tensors[-1].nbytes if tensors else 0
             return function(*args, **kwargs)
 
         return run
@@ -95,11 +87,12 @@ def main(
     rank: Annotated[int, typer.Option(min=1, help="Of the adapters.")] = 16,
     ways: Annotated[str, typer.Option(help=f"Some of {', '.join(WAYS)}.")] = ",".join(WAYS),
     repeats: Annotated[int, typer.Option(min=1)] = 3,
+    timeout_s: Annotated[float, typer.Option(min=1, help="For all steps of one way.")] = 600,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Seconds, bytes and memory of a step of each way."""
     costs = [
-        measure(way, number, micro_batches, samples, rank, repeats)
+        measure(way, number, (micro_batches, samples, rank, repeats), timeout_s)
         for number in map(int, ranks.split(","))
         for way in ways.split(",")
     ]
@@ -115,26 +108,36 @@ def main(
     Console().print(table)
 
 
-def measure(way: str, world: int, micro_batches: int, samples: int, rank: int, repeats: int) -> Cost:
-    """A process for each rank, fresh ones for each way, so that memory and DeepSpeed start anew."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = [(way, r, world, port, micro_batches, samples, rank, repeats) for r in range(world)]
-    with multiprocessing.get_context("spawn").Pool(world) as pool:
-        rows = pool.starmap(steps, arguments, chunksize=1)
+def measure(way: str, world: int, sizes: tuple[int, int, int, int], timeout_s: float) -> Cost:
+    """A process for each rank, fresh ones for each way, so that memory and DeepSpeed start anew.
+
+    `sizes`: microbatches, samples of each, rank of the adapters, repeats. Raises RuntimeError with what a
+    failed rank says, TimeoutError after `timeout_s`.
+    """
+    store = open_store("127.0.0.1", world)  # here, where it outlives a rank that fails
+    arguments = [(way, rank, world, store.port, *sizes, timeout_s) for rank in range(world)]
+    rows = in_processes(steps, arguments, timeout_s)
     seconds = median(max(times) for times in zip(*(row[0] for row in rows), strict=True))
     return Cost(way, world, seconds, rows[0][1], max(row[2] for row in rows))
 
 
 def steps(
-    way: str, rank: int, world: int, port: int, micro_batches: int, samples: int, lora: int, repeats: int
+    way: str,
+    rank: int,
+    world: int,
+    port: int,
+    micro_batches: int,
+    samples: int,
+    lora: int,
+    repeats: int,
+    timeout_s: float,
 ) -> tuple[list[float], float, float]:
     """Of one rank: seconds of each step, MB sent in one, MB held at most."""
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    store = dist.TCPStore("127.0.0.1", port, world, is_master=rank == 0)  # pyright: ignore
-    join(rank, world, device, store=store, address=("", 0))
+    join(rank, world, device, address=("127.0.0.1", port), timeout_s=timeout_s)
+    sent = SentBytes()
+    sent.count()
     model = ModelConfig()
     base = load_transformer(resolve(model.path), torch.float32, "cpu")
     arch = base.architecture
@@ -146,23 +149,22 @@ def steps(
     context = ContextRule(model.chunk_frames, model.window_frames, model.sink_frames, model.rope)
     is_plain = way == "plain"
     engine = PlainEngine(policies) if is_plain else engine_of(policies, int(way.split()[-1]), device)
-    predict, sent, times = predictor(engine, context, model.context_timestep), SentBytes(), []
+    predict, times = predictor(engine, context, model.context_timestep), list[float]()
     for number in range(repeats + 1):
         sent.total = 0
         dist.barrier()
         began = time.perf_counter()
-        with sent.counted():
-            for place, (batch, at) in enumerate(work):
-                losses = nft_step(
-                    predict,
-                    batch,
-                    at,
-                    algorithm=ALGORITHM,
-                    on_policy=not is_plain,
-                    reference_rows=range(samples),
-                )
-                engine.backward(losses.total.mean() / micro_batches, last=place == micro_batches - 1)
-            engine.step(1e-5)
+        for place, (batch, at) in enumerate(work):
+            losses = nft_step(
+                predict,
+                batch,
+                at,
+                algorithm=ALGORITHM,
+                on_policy=not is_plain,
+                reference_rows=range(samples),
+            )
+            engine.backward(losses.total.mean() / micro_batches, last=place == micro_batches - 1)
+        engine.step(1e-5)
         if number:
             times.append(time.perf_counter() - began)
     return times, sent.total / 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -27,6 +27,8 @@ from astrolabe_ray.models.lora import adapter_tensors
 
 AdapterName = Literal["default", "old", "reference"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
+LARGEST_BUCKET = 500_000_000
+"""Gradients that ZeRO reduces at once; DeepSpeed's own number."""
 
 
 class Engine:
@@ -231,12 +233,17 @@ def _initialize(
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if device.type == "cpu":  # else it compiles an all-reduce through shared memory, which needs ninja
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    num_trained = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     offload = {"offload_optimizer": {"device": "cpu"}} if config.offload_optimizer else {}
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.max_grad_norm,
-        "zero_optimization": {"stage": config.zero_stage} | offload,
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "reduce_bucket_size": min(num_trained, LARGEST_BUCKET),  # reserved whatever is in it
+        }
+        | offload,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,

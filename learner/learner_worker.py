@@ -42,6 +42,7 @@ from learner.policies import with_policies
 from learner.reference import Reference, reference_kind
 from learner.saving import save_checkpoint
 from learner.seed_checkpoint import read_seed_state
+from learner.shared_contexts import SharedContexts
 from learner.shared_folder import leave_mark
 from learner.state_files import LearnerState, read_state
 from learner.vitals import adapter_norms, gradient_norms, unmoved
@@ -148,6 +149,7 @@ class LearnerWorker:
             chunk, sink = (1, 0)
         rule = ContextRule(chunk, m.window_frames, sink, m.rope)
         self._predict = predictor(self._engine, rule, m.context_timestep, spec.algorithm.detach_context)
+        self._contexts = SharedContexts(is_used=spec.learner.zero_stage < 3)
         self._ring = AdapterRing(spec.max_policy_age + 1)
         default = self._default = self._engine.read("default")  # as of the newest version
         self._ring.push(self.version, default)
@@ -169,6 +171,7 @@ class LearnerWorker:
         self._payloads = read_all(self._blobs, [sample for samples in micro_batches for sample in samples])
         sums = self._accumulate(micro_batches, seed, num_samples)
         self._payloads = {}
+        self._contexts.forget()
         norms = gradient_norms(self._engine)
         lr = learning_rate(self.spec.learner, step)
         grad_norm = self._engine.step(lr)
@@ -342,6 +345,7 @@ class LearnerWorker:
             torch.tensor([sample.advantage for sample in samples], device=self.device),
             torch.tensor([sample.kl_weight for sample in samples], device=self.device),
             samples[0].window_start,
+            self._contexts.of(samples, self._payloads, self.version),
         )
 
     def _judge(self, grad_norm: float | None, loss: float) -> None:

@@ -9,7 +9,7 @@ Legend: B samples of a microbatch, T latent frames, C channels, H height, W widt
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -28,18 +28,28 @@ from astrolabe_ray.algorithms.kl import squared_distance
 from astrolabe_ray.algorithms.nft_loss import adaptive_nft_loss, nft_loss, nft_weight
 from astrolabe_ray.config.schema import AlgorithmConfig, ModelConfig
 from astrolabe_ray.models.wan.context import ContextRule
+from astrolabe_ray.models.wan.kv_cache import SharedPast
 
 Policy = Literal["default", "old", "reference"]
+SharedContext = Mapping[Policy, SharedPast]
+"""Of samples that go on from one history: what each policy makes of it."""
 
 
 class Predict(Protocol):
     """Flow [B, T, C, H, W] of a policy; with gradients only for `default`.
 
     `clean`: the video up to the window's end, whose last T frames are the window; None: noisy context.
+    `shared`: the frames before the window and the text are the same for all samples.
     """
 
     def __call__(
-        self, policy: Policy, noisy: Tensor, t_BT: Tensor, text: Tensor, clean: Tensor | None
+        self,
+        policy: Policy,
+        noisy: Tensor,
+        t_BT: Tensor,
+        text: Tensor,
+        clean: Tensor | None,
+        shared: SharedContext | None = None,
     ) -> Tensor: ...
 
 
@@ -64,6 +74,7 @@ class Samples:
     advantage_B: Tensor
     kl_weight_B: Tensor
     window_start: int
+    shared: SharedContext | None = None  # where all have the same text and frames before the window
 
     @property
     def window_BTCHW(self) -> Tensor:
@@ -173,7 +184,7 @@ def _predictions(predict: Predict, samples: Samples, at: Draw, algorithm: Algori
 
     def prediction_of(policy: Policy, rows: slice | list[int] = slice(None)) -> Tensor:
         clean = samples.x0_BTCHW[rows] if algorithm.clean_context else None
-        flow = predict(policy, noisy[rows], t_BT[rows], text_BLD[rows], clean)
+        flow = predict(policy, noisy[rows], t_BT[rows], text_BLD[rows], clean, samples.shared)
         if algorithm.loss_space == "v":
             return flow.to(dtype)
         return flow_to_x0(noisy[rows].float(), flow, x0_sigma[rows]).to(dtype)
@@ -199,8 +210,16 @@ def _per_sample(values_B: Tensor) -> Tensor:
 def predictor(engine, context: ContextRule, context_timestep: float, detach_context: bool = True) -> Predict:
     """Predictions of the three policies that live in one PEFT model under `engine`."""
 
-    def predict(policy: Policy, noisy: Tensor, t_BT: Tensor, text: Tensor, clean: Tensor | None) -> Tensor:
-        arguments = (noisy, t_BT, text, context, clean, context_timestep, detach_context)
+    def predict(
+        policy: Policy,
+        noisy: Tensor,
+        t_BT: Tensor,
+        text: Tensor,
+        clean: Tensor | None,
+        shared: SharedContext | None = None,
+    ) -> Tensor:
+        past = None if shared is None else shared[policy]
+        arguments = (noisy, t_BT, text, context, clean, context_timestep, detach_context, past)
         if policy == "default":
             return engine(*arguments)
         with torch.no_grad(), engine.using(policy):

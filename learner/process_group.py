@@ -30,11 +30,11 @@ def join(
     A collective may take `timeout_s`; a step is given no longer.
 
     With one rank nothing is opened on the network. A process stays in its group for good (DeepSpeed
-    remembers it); a later learner of one rank in the same process uses the same one.
-    Raises RuntimeError when this process is in a group of another size.
+    remembers it); a later learner in the same process uses the same one.
+    Raises RuntimeError when this process is in another group.
     """
     os.environ["LOCAL_RANK"] = "0"  # Ray shows each rank its own GPU only; DeepSpeed insists on the variable
-    if dist.is_initialized() and dist.get_world_size() == world_size == 1:
+    if dist.is_initialized() and (dist.get_rank(), dist.get_world_size()) == (rank, world_size):
         return
     if store is None:
         store = HashStore() if world_size == 1 else TCPStore(*address, world_size, timeout=JOIN_TIMEOUT)

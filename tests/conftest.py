@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from learner.learner_worker import LearnerSpec
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,3 +59,30 @@ def project_root() -> Path:
 def log_dir(tmp_path: Path) -> Path:
     """Where a run of this test may write."""
     return tmp_path / "logs"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in one order, so that results can be compared bit by bit."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def model_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny model, to be read only."""
+    from tests.tiny_model import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def spec(model_root: Path, one_thread: None) -> LearnerSpec:
+    """Of a learner over the tiny model; `learner_cases.changed` makes others of it."""
+    from tests.learner_cases import spec_of
+
+    return spec_of(model_root)

@@ -35,7 +35,8 @@ class PlainLearner:
         self.default = {name: t.double().clone() for name, t in initial.items()}
         self.old = {PolicyVersion(): dict(self.default)}
         self.ema = dict(self.default)
-        self.reference = {} if spec.model.lora_init is None else dict(self.default)
+        is_base = spec.model.lora_init is None or spec.algorithm.kl_reference == "base"
+        self.reference = {} if is_base else dict(self.default)
         self.reference_age = 0
         self.m = {name: torch.zeros_like(t) for name, t in self.default.items()}
         self.v = {name: torch.zeros_like(t) for name, t in self.default.items()}
@@ -74,16 +75,23 @@ class PlainLearner:
         for hook in hooks:
             hook.remove()
 
-    def losses(self, adapter: Adapter, sample: TrainSample, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(total, policy, weighted KL) loss of one sample, the mean over its timesteps."""
-        a, m = self.spec.algorithm, self.spec.model
+    def generator(self, sample: TrainSample, seed: int) -> torch.Generator:
         digest = hashlib.sha256(f"{seed}/{self.step}/{sample.rollout_id}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") // 2)
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") // 2)
+
+    def losses(
+        self, adapter: Adapter, sample: TrainSample, seed: int, leader: TrainSample
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(total, policy, weighted KL) loss of one sample, the mean over timesteps, which are `leader`'s."""
+        a, m = self.spec.algorithm, self.spec.model
+        generator = self.generator(sample, seed)
         shift, fractions = m.timestep_shift, [s / 1000 for s in m.denoising_steps]
         if a.train_timesteps == "plain":
             shift = 1.0
         table = [1000 * shift * u / (1 + (shift - 1) * u) for u in fractions]
-        picked = torch.randperm(len(table), generator=generator)[: a.timesteps_per_sample]
+        torch.randperm(len(table), generator=generator)  # its own timesteps come before its noise
+        chosen = torch.randperm(len(table), generator=self.generator(leader, seed))
+        picked = chosen[: a.timesteps_per_sample]
         x0 = torch.from_numpy(sample.latents).double()
         window = x0[sample.window_start :]
         noises = torch.randn(len(picked), *window.shape, generator=generator).double()
@@ -116,9 +124,13 @@ class PlainLearner:
         sigmas = [shift * u / (1 + (shift - 1) * u) for u in (1 - n / 1000 for n in range(1000))]
         return min(sigmas, key=lambda sigma: abs(1000 * sigma - t))
 
-    def train(self, samples: Sequence[TrainSample], seed: int) -> dict[str, float]:
+    def train(
+        self, samples: Sequence[TrainSample], seed: int, leaders: Sequence[TrainSample] | None = None
+    ) -> dict[str, float]:
+        """`leaders`: whose timesteps each sample takes; without, its own."""
         parameters = {name: t.clone().requires_grad_() for name, t in self.default.items()}
-        rows = [self.losses(parameters, sample, seed) for sample in samples]
+        pairs = zip(samples, leaders or samples, strict=True)
+        rows = [self.losses(parameters, sample, seed, leader) for sample, leader in pairs]
         loss, policy, kl = (sum(column) / len(samples) for column in zip(*rows, strict=True))
         grads = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
         norm = sum(float((g**2).sum()) for g in grads.values()) ** 0.5

@@ -102,7 +102,8 @@ def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
         "predictions": 8 * 4 * c.micro_batch_size * _latent_values(config.model, a) * window_frames(config),
     }
     if context > 0 and config.algorithm.detach_context:
-        parts["KV of earlier frames"] = kv_cache_bytes(config.model, a, c.micro_batch_size, context)
+        caches = max(c.micro_batch_size, 3 if shares_context(config) else 0)
+        parts["KV of earlier frames"] = kv_cache_bytes(config.model, a, caches, context)
     if c.text_encoder_on_host:
         _let_visit(parts, "text encoder", before=("kept activations", "activations of a block"))
     if c.num_gpus and c.offload_optimizer:
@@ -110,6 +111,11 @@ def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
     if not c.num_gpus:  # else they are in other memory than the rest
         parts["policies beside the model"] = host_policies(config) * 4 * lora
     return _with_cuda(parts, c.num_gpus)
+
+
+def shares_context(config: RunConfig) -> bool:
+    """Whether each of a learner's three policies keeps what it makes of a group's history."""
+    return config.rollout.group_sampling == "clip" and config.learner.zero_stage < 3
 
 
 def has_reference(config: RunConfig) -> bool:

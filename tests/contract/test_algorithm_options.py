@@ -8,24 +8,8 @@ import pytest
 import torch
 
 from learner.learner_worker import LearnerSpec
-from tests.contract.test_learner import (
-    SEED,
-    assert_close,
-    batch,
-    changed,
-    published,
-    running,
-    samples,
-    spec_of,
-)
+from tests.learner_cases import SEED, assert_close, batch, changed, published, running, samples
 from tests.plain_learner import PlainLearner
-from tests.tiny_model import write_tiny_model
-
-
-@pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> LearnerSpec:
-    torch.set_num_threads(1)
-    return spec_of(write_tiny_model(tmp_path_factory.mktemp("model") / "tiny"))
 
 
 @pytest.mark.parametrize(
@@ -53,6 +37,20 @@ async def test_two_steps_with_an_option_equal_a_plain_learner(
             s = samples(step, number=3, frames=4)
             result = await learner.train(batch(step, s[:2], s[2:]))
             for name, value in plain.train(s, SEED).items():
+                assert result.metrics[name] == pytest.approx(value, rel=2e-4, abs=1e-9), name
+        assert_close(await published(learner), plain.old[result.version], atol=2e-5)
+
+
+async def test_a_microbatch_that_draws_for_all_equals_a_plain_learner(spec: LearnerSpec) -> None:
+    """The first one's noise for all, or timesteps of the batch's first sample instead of the microbatch's."""
+    steps = {"denoising_steps": (1000, 900, 700, 500, 300)}
+    spec = changed(spec, model=steps, algorithm={"timestep_draw": "microbatch", "timesteps_per_sample": 1})
+    async with running(spec) as learner:
+        plain = PlainLearner(spec, await published(learner))
+        for step in range(2):
+            s = samples(step, number=5)
+            result = await learner.train(batch(step, s[:3], s[3:]))
+            for name, value in plain.train(s, SEED, leaders=[s[0]] * 3 + [s[3]] * 2).items():
                 assert result.metrics[name] == pytest.approx(value, rel=2e-4, abs=1e-9), name
         assert_close(await published(learner), plain.old[result.version], atol=2e-5)
 

@@ -13,18 +13,12 @@ from actors.rollout_actor import RolloutActor, RolloutActorSpec, with_payloads
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.errors import DataFailure
 from astrolabe_ray.types import FrameSpec, Rollout, RolloutRequest
-from tests.tiny_model import write_tiny_model
 from tests.tiny_policy import published, tiny_run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 VIEWS = (FrameSpec(), FrameSpec(num_frames=2, height=8, width=8))
 START, END = 4, 8
 ASKED = RolloutRequest("train-0", "a red circle", (3, 4, 5), (0, 1, 2), VIEWS, (START, END), 9, 3)
-
-
-@pytest.fixture(scope="module")
-def model_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 def actor_of(config: RunConfig, model_root: Path) -> RolloutActor:

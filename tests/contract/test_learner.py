@@ -6,8 +6,6 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,107 +14,28 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig
 from astrolabe_ray.errors import AstrolabeError, ConfigError, WeightMismatch
 from astrolabe_ray.models.lora import MergedLinears
 from astrolabe_ray.models.registry import load_transformer, resolve
-from astrolabe_ray.runtime.local_store import LocalBlobStore
-from astrolabe_ray.types import PolicyVersion, TrainBatch, TrainSample
+from astrolabe_ray.types import PolicyVersion
 from astrolabe_ray.weights.pack import unpack
 from astrolabe_ray.weights.probe import probe_output
+from benchmarks.live_bytes import LiveBytes
 from learner.learner_worker import LearnerSpec
-from learner.local import LocalLearner
+from tests.learner_cases import (
+    SEED,
+    SELECTIVE,
+    assert_close,
+    batch,
+    changed,
+    penalised,
+    published,
+    running,
+    samples,
+)
 from tests.plain_learner import PlainLearner
-from tests.tiny_model import write_tiny_model
 
-SEED = 7
-SELECTIVE = {
-    "kl_samples": "disagreeing",
-    "main_reward": "a",
-    "reference_max_age": 2,
-    "reference_max_kl": 1e9,
-}
 BLOCK_LINEARS = 2 * 10  # two blocks; q, k, v, o twice and two of the feed-forward
-
-
-@pytest.fixture(scope="session")
-def model_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-def spec_of(model_root: Path) -> LearnerSpec:
-    """Everything on: stale samples, penalty, two timesteps, clipping, a slow old policy.
-
-    adam_eps is large, so that an update is a smooth function of the gradient and float32 can be
-    compared with float64: with 1e-8 a gradient of 1e-9 that is all rounding moves a weight by lr.
-    """
-    return LearnerSpec(
-        model=ModelConfig(path=str(model_root), chunk_frames=1, window_frames=2, sink_frames=1),
-        lora=LoraConfig(rank=2, alpha=4),
-        algorithm=AlgorithmConfig(
-            kl_coef=0.1, timesteps_per_sample=2, old_policy_decay="linear", nft_beta=0.5
-        ),
-        learner=LearnerConfig(lr=1e-2, adam_eps=1e-3, max_grad_norm=5e-3),
-        max_policy_age=1,
-        seed=3,
-    )
-
-
-@pytest.fixture
-def spec(model_root: Path) -> LearnerSpec:
-    return spec_of(model_root)
-
-
-def changed(spec: LearnerSpec, **sections: dict) -> LearnerSpec:
-    updates = {name: getattr(spec, name).model_copy(update=values) for name, values in sections.items()}
-    return dataclasses.replace(spec, **updates)
-
-
-def samples(step: int, *, number: int = 6, stale: int = 0, frames: int = 3) -> list[TrainSample]:
-    """`number` samples for `step`, the first `stale` of them made by the policy before."""
-    rng = np.random.default_rng(step)
-    return [
-        TrainSample(
-            rollout_id=f"train-{step}/{i}",
-            prompt=("a red circle", "a blue square")[i % 2],
-            policy_version=PolicyVersion(0, step - (i < stale)),
-            latents=rng.standard_normal((frames, 4, 4, 4)).astype(np.float32),
-            advantage=float(rng.normal(scale=3)),
-        )
-        for i in range(number)
-    ]
-
-
-def penalised(all_samples: list[TrainSample]) -> list[TrainSample]:
-    """Every third sample counts three times for the KL, the others not at all."""
-    return [dataclasses.replace(s, kl_weight=3.0 * (i % 3 == 1)) for i, s in enumerate(all_samples)]
-
-
-def batch(step: int, *micro_batches: list[TrainSample]) -> TrainBatch:
-    number = sum(map(len, micro_batches))
-    return TrainBatch(step=step, seed=SEED, ranks=(tuple(map(tuple, micro_batches)),), num_samples=number)
-
-
-@asynccontextmanager
-async def running(spec: LearnerSpec) -> AsyncIterator[LocalLearner]:
-    learner = LocalLearner(spec, LocalBlobStore())
-    try:
-        await learner.start()
-        yield learner
-    finally:
-        await learner.stop()
-
-
-async def published(learner: LocalLearner, adapter="old") -> dict[str, torch.Tensor]:
-    policy = await learner.publish(adapter)
-    return {name: t.clone() for name, t in unpack(policy.manifest, policy.buffer).items()}
-
-
-def assert_close(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], atol: float) -> None:
-    assert list(got) == list(want)
-    worst = max((got[name].double() - want[name].double()).abs().max().item() for name in want)
-    assert worst <= atol
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
@@ -225,6 +144,69 @@ async def test_clips_behind_a_shared_prefix_equal_a_plain_float64_learner(
             for name, value in plain.train(whole, SEED).items():
                 assert result.metrics[name] == pytest.approx(value, rel=5e-5), name
             assert_close(await published(learner), plain.old[result.version], atol=2e-6)
+
+
+@pytest.mark.parametrize("zero_stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+async def test_each_policy_looks_at_the_history_of_a_group_once_in_a_step(
+    spec: LearnerSpec, zero_stage: int
+) -> None:
+    """Three policies would go through minutes of video for each microbatch; or one policy, prompt or step
+    would be trained behind another one's keys and values. Under ZeRO 3 ranks may not differ: none skips."""
+    spec = changed(spec, learner={"zero_stage": zero_stage}, algorithm={"train_window_frames": 2})
+    async with running(spec) as learner:
+        plain = PlainLearner(spec, await published(learner))
+        looked: list[int] = []
+        embedding = learner.worker._engine.model.get_base_model().patch_embedding
+
+        def look(module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+            looked.append(len(args[0]) if args[0].shape[1] == 1 else 0)  # a context of chunks of one frame
+
+        embedding.register_forward_pre_hook(look)
+        for step in range(2):
+            looked.clear()
+            made, whole = [], []
+            for group, prompt in enumerate(("a red circle", "a blue square", "a blue square")):
+                prefix = samples(step + 9 * (group > 0), number=1)[0].latents  # the same for the last two
+                prefix = prefix if group < 2 else prefix.copy()
+                for clip in samples(step, number=9, stale=3 * step, frames=2)[3 * group : 3 * group + 3]:
+                    made.append(dataclasses.replace(clip, prompt=prompt, window_start=3, prefix=prefix))
+                    latents = np.concatenate([prefix, clip.latents])
+                    whole.append(dataclasses.replace(clip, prompt=prompt, window_start=3, latents=latents))
+            cuts = (made[:2], made[2:3], made[3:5], made[5:6], made[6:7], made[7:])
+            result = await learner.train(batch(step, *cuts))
+            for name, value in plain.train(whole, SEED).items():
+                assert result.metrics[name] == pytest.approx(value, rel=5e-5), name
+            assert_close(await published(learner), plain.old[result.version], atol=2e-6)
+            policies = 3 if step else 2  # at first the old one is the trained one
+            once, always = 3 * 3 * policies, 3 * 9 * policies * spec.algorithm.timesteps_per_sample
+            assert sum(looked) == (once if zero_stage < 3 else always)
+
+
+async def test_a_microbatch_of_two_histories_is_trained_behind_both(spec: LearnerSpec) -> None:
+    """The first one's keys and values would stand for all."""
+    async with running(spec) as learner:
+        plain = PlainLearner(spec, await published(learner))
+        prefixes = [sample.latents for sample in samples(9, number=2)]
+        clips = [dataclasses.replace(s, window_start=3) for s in samples(0, number=4, frames=2)]
+        behind = [(clip, prefixes[i // 2]) for i, clip in enumerate(clips)]
+        made = [dataclasses.replace(clip, prompt="a", prefix=prefix) for clip, prefix in behind]
+        whole = [
+            dataclasses.replace(clip, prompt="a", latents=np.concatenate([prefix, clip.latents]))
+            for clip, prefix in behind
+        ]
+        result = await learner.train(batch(0, made[:1], made[1:3], made[3:]))
+        for name, value in plain.train(whole, SEED).items():
+            assert result.metrics[name] == pytest.approx(value, rel=5e-5), name
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+async def test_a_small_adapter_takes_little_memory(spec: LearnerSpec, zero_stage: int) -> None:
+    """ZeRO reserved 2 GB for the gradients of an adapter of 10 KB, on every GPU."""
+    live = LiveBytes()
+    async with running(changed(spec, learner={"zero_stage": zero_stage})) as learner:
+        learner._thread.submit(live.count_here)
+        await learner.train(batch(0, samples(0)))
+    assert 0.01 < live.peak / 1e6 < 10
 
 
 async def test_a_microbatch_of_two_windows_is_refused(spec: LearnerSpec) -> None:

@@ -13,25 +13,9 @@ from astrolabe_ray.models.lora_files import Lora, write_lora
 from astrolabe_ray.models.registry import load_transformer, resolve
 from astrolabe_ray.weights.probe import probe_output
 from learner.learner_worker import LearnerSpec
-from tests.contract.test_learner import (
-    SEED,
-    assert_close,
-    batch,
-    changed,
-    published,
-    running,
-    samples,
-    spec_of,
-)
+from tests.learner_cases import SEED, assert_close, batch, changed, published, running, samples
 from tests.plain_learner import PlainLearner
-from tests.tiny_model import write_tiny_model
 from tests.tiny_policy import random_adapters
-
-
-@pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> LearnerSpec:
-    torch.set_num_threads(1)
-    return spec_of(write_tiny_model(tmp_path_factory.mktemp("model") / "tiny"))
 
 
 @pytest.fixture
@@ -63,16 +47,18 @@ async def test_training_from_a_lora_is_training_its_merged_model_apart_from_wher
         assert 0 < second.metrics["kl_loss"] < 1e-2
 
 
+@pytest.mark.parametrize("kl_reference", ["start", "base"])
 async def test_steps_from_a_lora_equal_a_plain_float64_learner_that_starts_there(
-    spec: LearnerSpec, initial_lora: tuple[Lora, Path]
+    spec: LearnerSpec, initial_lora: tuple[Lora, Path], kl_reference: str
 ) -> None:
     """A third adapter could take part in the forward, or the penalty pull to another place."""
-    spec = changed(spec, model={"lora_init": str(initial_lora[1])})
+    spec = changed(spec, model={"lora_init": str(initial_lora[1])}, algorithm={"kl_reference": kl_reference})
     async with running(spec) as learner:
         plain = PlainLearner(spec, initial_lora[0].tensors)
         for step in range(2):
             all_samples = samples(step, stale=2 if step else 0)
             result = await learner.train(batch(step, all_samples[:2], all_samples[2:]))
+            assert (result.metrics["kl_loss"] > 0) == (step > 0 or kl_reference == "base")
             for name, value in plain.train(all_samples, SEED).items():
                 assert result.metrics[name] == pytest.approx(value, rel=2e-5), name
             assert_close(await published(learner), plain.old[result.version], atol=2e-6)

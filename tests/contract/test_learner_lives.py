@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from astrolabe_ray.errors import LearnerLost
+from astrolabe_ray.errors import InfraFailure, LearnerLost
 from astrolabe_ray.learner_lives import MAX_DEATHS
-from tests.contract.test_controller import Stage, config
+from tests.contract.test_controller import Stage, config, counters
+from tests.contract.test_last_save import breaks_at
 
 STEPS = {
     "num_steps": 7,
@@ -19,10 +20,10 @@ STEPS = {
 }
 
 
-def mortal(tmp_path: Path, *dies_at: int, max_policy_age: int = 0) -> Stage:
+def mortal(tmp_path: Path, *dies_at: int, max_policy_age: int = 0, resume_from: Path | None = None) -> Stage:
     """Saves after steps 2, 4 and 6, evaluates after 3 and 6."""
     rollout = {"num_groups": 2, "group_size": 4, "batch_size": 2, "max_policy_age": max_policy_age}
-    stage = Stage(config(**STEPS, rollout=rollout), checkpoints=tmp_path)
+    stage = Stage(config(**STEPS, rollout=rollout), resume_from, checkpoints=tmp_path)
     stage.learner.folder, stage.learner.dies_at = tmp_path, list(dies_at)
     return stage
 
@@ -67,6 +68,40 @@ def test_rollouts_of_the_life_before_are_thrown_away(tmp_path: Path) -> None:
     for number, batch in enumerate(batches):
         lives = {s.policy_version.incarnation for mb in batch.ranks[0] for s in mb}
         assert lives == {0 if number < 3 else 1}
+
+
+def test_rollouts_of_lost_steps_are_not_counted(tmp_path: Path) -> None:
+    """Rollouts per second and ages in the summary would be of work that was thrown away, or only of the
+    last life: of nine batches here the third and the sixth are lost."""
+    outcome = asyncio.run(mortal(tmp_path, 3, 5).run())
+    assert (outcome.num_rollouts, outcome.policy_ages) == (7 * 8, {0: 7 * 8})
+
+
+@pytest.mark.parametrize(
+    ("state", "before"), [(counters(next_number=4), 2 * 8), ({"first_release_step": 2}, 0)], ids=str
+)
+def test_a_resumed_run_counts_its_own_rollouts_once(
+    tmp_path: Path, state: dict[str, object], before: int
+) -> None:
+    """Begun again where it was resumed, a run would count a step twice: a checkpoint of the first release
+    says nothing of what was trained on."""
+    stage = mortal(tmp_path, 3, resume_from=Path("elsewhere/checkpoint-2"))
+    stage.learner.resume_state = state
+    outcome = asyncio.run(stage.run())
+    assert [batch.step for batch in stage.learner.batches] == [2, 2, 3, 4, 5, 6]
+    assert (outcome.num_rollouts, outcome.policy_ages) == (5 * 8, {0: before + 5 * 8})
+
+
+def test_a_failure_outside_the_learner_after_its_rebirth_loses_no_trained_step(tmp_path: Path) -> None:
+    """A learner that died once would count as unsound for good, and its steps since would go unsaved."""
+    stage = mortal(tmp_path, 3)
+    breaks_at(stage, 5)
+    with pytest.raises(InfraFailure, match="no reward server answers"):
+        asyncio.run(stage.run())
+    assert [name for name, _ in stage.learner.saved] == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
+    assert stage.learner.saved[-1][1]["next_number"] == 10
+    assert stage.learner.saved[-1][1]["ages_trained"] == {"0": 5 * 8}
+    assert stage.notebook.notes[-1] == "saved checkpoint-5 after the failure"
 
 
 def test_without_a_checkpoint_the_run_ends_with_the_cause(tmp_path: Path) -> None:

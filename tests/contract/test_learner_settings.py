@@ -8,24 +8,8 @@ import pytest
 import torch
 
 from learner.learner_worker import LearnerSpec
-from tests.contract.test_learner import (
-    SEED,
-    assert_close,
-    batch,
-    changed,
-    published,
-    running,
-    samples,
-    spec_of,
-)
+from tests.learner_cases import SEED, assert_close, batch, changed, published, running, samples
 from tests.plain_learner import PlainLearner
-from tests.tiny_model import write_tiny_model
-
-
-@pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> LearnerSpec:
-    torch.set_num_threads(1)
-    return spec_of(write_tiny_model(tmp_path_factory.mktemp("model") / "tiny"))
 
 
 @pytest.mark.parametrize(

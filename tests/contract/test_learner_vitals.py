@@ -8,21 +8,19 @@ import pytest
 import torch
 
 from learner.learner_worker import LearnerSpec
-from tests.contract.test_learner import (
+from tests.learner_cases import (
     batch,
     changed,
-    model_root,  # noqa: F401  a fixture
     published,
     running,
     samples,
-    spec,  # noqa: F401  a fixture
 )
 
 KINDS = {*(f"{a}_attn.{name}" for a in ("self", "cross") for name in "qkvo"), "ffn.0", "ffn.2"}
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-async def test_gradients_of_the_layers_add_up_to_that_of_the_whole(spec: LearnerSpec, stage: int) -> None:  # noqa: F811
+async def test_gradients_of_the_layers_add_up_to_that_of_the_whole(spec: LearnerSpec, stage: int) -> None:
     """A partition of a rank taken for the whole, or a gradient that was clipped or cleared before."""
     async with running(changed(spec, learner={"zero_stage": stage})) as learner:
         for step in range(2):
@@ -34,7 +32,7 @@ async def test_gradients_of_the_layers_add_up_to_that_of_the_whole(spec: Learner
             assert min(norms.values()) > 0
 
 
-async def test_norms_are_those_of_the_policies_and_unmoved_is_what_stayed(spec: LearnerSpec) -> None:  # noqa: F811
+async def test_norms_are_those_of_the_policies_and_unmoved_is_what_stayed(spec: LearnerSpec) -> None:
     """A drift of the wrong adapter, or of the one before the step, warns a step late or never."""
     async with running(spec) as learner:
         for step in range(3):
@@ -49,7 +47,7 @@ async def test_norms_are_those_of_the_policies_and_unmoved_is_what_stayed(spec: 
         assert metrics["health/unmoved"] < 0.1
 
 
-async def test_weights_that_a_small_step_does_not_move_are_counted(spec: LearnerSpec) -> None:  # noqa: F811
+async def test_weights_that_a_small_step_does_not_move_are_counted(spec: LearnerSpec) -> None:
     """At this rate float32 loses every update of A, which is of the order of 0.1; B begins at 0."""
     async with running(changed(spec, learner={"lr": 1e-12})) as learner:
         for step in range(2):

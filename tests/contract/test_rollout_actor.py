@@ -25,25 +25,11 @@ from astrolabe_ray.models.vae import VideoVAE
 from astrolabe_ray.types import FrameSpec, PolicyVersion, PublishedPolicy, Rollout, RolloutRequest
 from astrolabe_ray.weights.pack import pack
 from astrolabe_ray.weights.probe import probe_output
-from tests.tiny_model import write_tiny_model
 from tests.tiny_policy import LORA, published, random_adapters, tiny_run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 VIEWS = (FrameSpec(), FrameSpec(num_frames=3, height=8, width=8, grayscale=True))
 SCALE = LORA.alpha / LORA.rank
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums in one order, so that results can be compared bit by bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 def actor_of(config: RunConfig) -> RolloutActor:

@@ -19,15 +19,13 @@ from astrolabe_ray.report.run_dir import RunDir, read_json
 from astrolabe_ray.rollout_buffer import RolloutBuffer
 from astrolabe_ray.types import PolicyVersion
 from learner.learner_worker import LearnerSpec
-from tests.contract.test_learner import (
+from tests.learner_cases import (
     SELECTIVE,
     batch,
     changed,
-    model_root,  # noqa: F401  a fixture
     published,
     running,
     samples,
-    spec,  # noqa: F401  a fixture
 )
 
 RANK, ALPHA, STEP, UPDATES = 2, 4, 30, 29
@@ -71,7 +69,7 @@ def write_seed_checkpoint(folder: Path) -> tuple[dict[str, Tensor], list[dict[st
 
 
 async def test_its_adapters_and_moments_are_taken_and_people_are_told(
-    spec: LearnerSpec,  # noqa: F811
+    spec: LearnerSpec,
     tmp_path: Path,
 ) -> None:
     """A moment that lands on another parameter is noise for a thousand steps, and nobody would see it."""
@@ -101,7 +99,7 @@ async def test_its_adapters_and_moments_are_taken_and_people_are_told(
 
 
 async def test_training_goes_on_from_it_and_saves_a_checkpoint_of_its_own(
-    spec: LearnerSpec,  # noqa: F811
+    spec: LearnerSpec,
     tmp_path: Path,
 ) -> None:
     """The first save would write what the old file lacks as if it were there."""
@@ -121,7 +119,7 @@ async def test_training_goes_on_from_it_and_saves_a_checkpoint_of_its_own(
 
 @pytest.mark.parametrize("damage", ["absent", "few", "shape"])
 async def test_an_optimizer_that_does_not_fit_is_left_out_aloud(
-    spec: LearnerSpec,  # noqa: F811
+    spec: LearnerSpec,
     tmp_path: Path,
     damage: str,
 ) -> None:
@@ -152,7 +150,7 @@ async def test_an_optimizer_that_does_not_fit_is_left_out_aloud(
 
 
 async def test_an_adapter_of_another_rank_is_refused_with_the_options_to_set(
-    spec: LearnerSpec,  # noqa: F811
+    spec: LearnerSpec,
     tmp_path: Path,
 ) -> None:
     """The shapes alone would be named, and not what to do."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,8 +11,8 @@ from astrolabe_ray.algorithms.flow_matching import warped_timesteps
 from astrolabe_ray.models.lora import MergedLinears
 from astrolabe_ray.models.registry import load_transformer, resolve
 from astrolabe_ray.models.wan.context import ContextRule
-from tests.contract.test_learner import batch, changed, published, running, samples, spec_of
-from tests.tiny_model import write_tiny_model
+from learner.learner_worker import LearnerSpec
+from tests.learner_cases import batch, changed, published, running, samples
 
 RULES = [
     {"chunk_frames": 1, "window_frames": None, "sink_frames": 0},
@@ -25,14 +23,14 @@ RULES = [
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule.values())))
-async def test_the_update_sees_exactly_what_the_sampler_saw(rule: dict, tmp_path: Path) -> None:
+async def test_the_update_sees_exactly_what_the_sampler_saw(spec: LearnerSpec, rule: dict) -> None:
     """Another chunk size, window, sink, timestep or clean pass in training would train another policy.
 
     A video is sampled with published weights, merged; each chunk's input of each denoising step goes through
     the learner's forward of its behaviour policy, unmerged, with the finished video as clean context. In
     float32 merged weights round once more: 1e-4 of flows of size 1.
     """
-    spec = changed(spec_of(write_tiny_model(tmp_path / "tiny")), model=rule)
+    spec = changed(spec, model=rule)
     frames, timesteps = 6, warped_timesteps((1000, 500), 5.0)
     context = ContextRule(*rule.values())
     base = load_transformer(resolve(spec.model.path), torch.float32, "cpu")

@@ -7,8 +7,6 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,94 +16,23 @@ import ray
 import torch
 from ray.util import placement_group_table
 
-from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig
 from astrolabe_ray.errors import ConfigError, InfraFailure, PayloadsLost, WeightMismatch
 from astrolabe_ray.runtime.local_store import LocalBlobStore
-from astrolabe_ray.runtime.object_store import RayBlobStore
 from astrolabe_ray.types import PolicyVersion, TrainBatch, TrainSample
 from astrolabe_ray.weights.pack import unpack
-from learner.group import LearnerGroup
 from learner.learner_worker import LearnerSpec
 from learner.local import LocalLearner
+from tests.learner_cases import SEED, changed, samples
+from tests.learner_ranks import difference, new_group, running, weights, with_references
 from tests.plain_learner import PlainLearner
-from tests.tiny_model import write_tiny_model
 
-pytestmark = pytest.mark.system
-SEED = 7
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("ray_of_two_cpus")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    torch.set_num_threads(1)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> LearnerSpec:
-    root = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-    return LearnerSpec(
-        model=ModelConfig(path=str(root), chunk_frames=1, window_frames=2, sink_frames=1),
-        lora=LoraConfig(rank=2, alpha=4),
-        algorithm=AlgorithmConfig(
-            kl_coef=0.1, timesteps_per_sample=2, old_policy_decay="linear", nft_beta=0.5
-        ),
-        learner=LearnerConfig(
-            num_ranks=2, zero_stage=2, lr=1e-2, adam_eps=1e-3, max_grad_norm=5e-3, step_timeout_s=180
-        ),
-        max_policy_age=1,
-        seed=3,
-    )
-
-
-def samples(step: int, number: int, *, stale: int) -> list[TrainSample]:
-    rng = np.random.default_rng(step)
-    return [
-        TrainSample(
-            rollout_id=f"train-{step}/{i}",
-            prompt=("a red circle", "a blue square")[i % 2],
-            policy_version=PolicyVersion(0, step - (i < stale)),
-            latents=rng.standard_normal((3, 4, 4, 4)).astype(np.float32),
-            advantage=float(rng.normal(scale=3)),
-        )
-        for i in range(number)
-    ]
-
-
-def with_references(batch: TrainBatch) -> TrainBatch:
-    def stored(sample: TrainSample) -> TrainSample:
-        fields = vars(sample) | {"latents": ray.put(sample.latents)}
-        return TrainSample(**fields)
-
-    ranks = tuple(tuple(tuple(map(stored, micro)) for micro in rank) for rank in batch.ranks)
-    return TrainBatch(batch.step, batch.seed, ranks, batch.num_samples)
-
-
-def new_group(spec: LearnerSpec, placement_timeout_s: float = 30) -> LearnerGroup:
-    folder = Path(spec.model.path)
-    return LearnerGroup(spec, RayBlobStore(), placement_timeout_s=placement_timeout_s, shared=folder)
-
-
-@asynccontextmanager
-async def running(spec: LearnerSpec) -> AsyncIterator[LearnerGroup]:
-    group = new_group(spec)
-    try:
-        await group.start()
-        yield group
-    finally:
-        await group.stop()
-
-
-async def weights(learner) -> dict[str, torch.Tensor]:
-    policy = await learner.publish()
-    buffer = ray.get(policy.buffer, timeout=30) if isinstance(policy.buffer, ray.ObjectRef) else policy.buffer
-    return {name: t.clone() for name, t in unpack(policy.manifest, buffer).items()}
-
-
-def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    assert list(a) == list(b)
-    return max((a[name].double() - b[name].double()).abs().max().item() for name in a)
+@pytest.fixture
+def spec(spec: LearnerSpec) -> LearnerSpec:
+    """The tiny model's, with two ranks."""
+    return changed(spec, learner={"num_ranks": 2, "zero_stage": 2, "step_timeout_s": 180})
 
 
 async def test_two_ranks_of_unequal_shares_equal_one_rank_and_a_plain_learner(spec, tmp_path: Path) -> None:
@@ -119,7 +46,7 @@ async def test_two_ranks_of_unequal_shares_equal_one_rank_and_a_plain_learner(sp
     async with running(spec) as group:
         plain = PlainLearner(spec, await weights(group))
         for step in range(2):
-            s = samples(step, 7, stale=2 if step else 0)
+            s = samples(step, number=7, stale=2 if step else 0)
             two = TrainBatch(step, SEED, ((tuple(s[:2]), tuple(s[4:6])), (tuple(s[2:4]), tuple(s[6:]))), 7)
             if step == 1:
                 await group.save(tmp_path / "checkpoint-1", {"next_number": 8})
@@ -147,7 +74,7 @@ async def test_two_ranks_of_unequal_shares_equal_one_rank_and_a_plain_learner(sp
         assert resumed.version == PolicyVersion(1, 2)
         assert difference(await weights(group), got) == 0
 
-        unknown = tuple(tuple(tuple(samples(9, 1, stale=0)) for _ in range(2)) for _ in range(2))
+        unknown = tuple(tuple(tuple(samples(9, number=1)) for _ in range(2)) for _ in range(2))
         with pytest.raises(WeightMismatch, match=r"policy 0\.9"):
             await group.train(with_references(TrainBatch(2, SEED, unknown, 4)))
     await local.stop()
@@ -167,7 +94,7 @@ async def test_a_penalty_that_counts_on_one_rank_only_equals_a_plain_learner(spe
         for step in range(2):
             s = [
                 dataclasses.replace(x, kl_weight=6.0 * (i == 1))
-                for i, x in enumerate(samples(step, 6, stale=0))
+                for i, x in enumerate(samples(step, number=6))
             ]
             batch = TrainBatch(step, SEED, ((tuple(s[:2]), (s[2],)), ((s[3],), tuple(s[4:]))), 6)
             result, oracle = await group.train(with_references(batch)), plain.train(s, SEED)
@@ -182,7 +109,7 @@ async def test_copies_without_weight_keep_ranks_in_step_and_change_nothing(spec)
     spec = dataclasses.replace(spec, learner=spec.learner.model_copy(update={"zero_stage": 3}))
     async with running(spec) as group:
         plain = PlainLearner(spec, await weights(group))
-        s = samples(0, 3, stale=0)
+        s = samples(0, number=3)
         copies = [dataclasses.replace(x, weight=0.0) for x in s]
         batch = TrainBatch(0, SEED, ((tuple(s[:2]), (s[2],)), ((copies[0],), (copies[2],))), 3)
         result, oracle = await group.train(with_references(batch)), plain.train(s, SEED)
@@ -201,7 +128,7 @@ class Dying:
 async def test_lost_latents_are_named_and_the_step_can_be_tried_with_others(spec: LearnerSpec) -> None:
     """The rank that misses some raises, the other waits for it in a collective; and all for one dead node."""
     lost = ray.remote(num_cpus=0)(Dying).remote().payload.remote()
-    s = samples(0, 4, stale=0)
+    s = samples(0, number=4)
     whole = with_references(TrainBatch(0, SEED, ((tuple(s[:2]),), (tuple(s[2:]),)), 4))
     ((first,), (second,)) = whole.ranks
     torn = dataclasses.replace(
@@ -251,7 +178,7 @@ async def test_a_killed_rank_ends_the_group_and_a_new_life_can_start(spec: Learn
     """The surviving rank would wait in a collective until its timeout."""
     group = new_group(spec)
     await group.start()
-    s = samples(0, 4, stale=0)
+    s = samples(0, number=4)
     batch = TrainBatch(0, SEED, ((tuple(s[:2]),), (tuple(s[2:]),)), 4)
     policy = await group.publish()
     ranks, room = list(group._ranks), group._placement

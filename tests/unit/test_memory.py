@@ -204,14 +204,17 @@ def test_training_on_a_window_keeps_what_a_short_video_keeps_and_the_context_of_
     sizes, name = MODEL_SIZES["longlive"], "longlive_video_hpsv3_streaming_with_lora_init"
     parts = learner_rank(preset(name), sizes)
     whole = learner_rank(preset("longlive_video_hpsv3_with_lora_init"), sizes)
-    assert parts == whole | {"KV of earlier frames": 184_320 * 1560 * 12}
+    policies = 3  # trained, behaviour and reference policy keep the history of the group, of one video
+    assert parts == whole | {"KV of earlier frames": policies * 184_320 * 1560 * 12}
+    alone = learner_rank(preset(name, "rollout.group_sampling=sequence"), sizes)
+    assert alone["KV of earlier frames"] == 184_320 * 1560 * 12
     three_and_their_prefix = 4
     assert rollout_actor(preset(name), sizes)["KV cache"] == three_and_their_prefix * 184_320 * 1560 * 12
     attached = learner_rank(preset(name, "algorithm.detach_context=false"), sizes)
     assert attached["kept activations"] == pytest.approx(whole["kept activations"] * (39 + 21) / 39)
     assert "KV of earlier frames" not in attached
     early = learner_rank(preset(name, "algorithm.window_start=3"), sizes)
-    assert early["KV of earlier frames"] == 184_320 * 1560 * 3
+    assert early["KV of earlier frames"] == policies * 184_320 * 1560 * 3
 
 
 def test_selective_kl_keeps_a_third_adapter() -> None:

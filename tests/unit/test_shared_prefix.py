@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.types import RolloutRequest
 from tests.plain_video import PlainVideo
 from tests.random_wan import prompts, random_model
-from tests.tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TIMESTEPS = (1000.0, 625.0)
 CONTEXT_TIMESTEP = 20.0
 HEIGHT, WIDTH = 32, 16
@@ -27,18 +28,9 @@ RULES = [ContextRule(2, 4, 1, "relative"), ContextRule(2, None, 0)]
 PREFIX_SEED = 5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> VideoVAE:
-    root = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-    return VideoVAE.load(root / "vae", "cpu", torch.float32)
+@pytest.fixture
+def vae(model_root: Path) -> VideoVAE:
+    return VideoVAE.load(model_root / "vae", "cpu", torch.float32)
 
 
 def asked(seeds: Sequence[int], window: tuple[int, int], batch_size: int | None = None) -> RolloutRequest:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from astrolabe_ray.models.wan.context import ContextRule
+from astrolabe_ray.models.wan.kv_cache import SharedPast
 from tests.random_wan import prompts, random_model, video
 
 TOKENS = 2 * 3  # of a latent frame
@@ -74,6 +75,38 @@ def test_the_gradient_of_a_window_ends_where_it_starts(rule: ContextRule, checkp
     assert found.keys() == whole.keys()
     for name, gradient in whole.items():
         torch.testing.assert_close(found[name], gradient, atol=2e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_past_that_is_computed_once_gives_the_same_flow_and_gradient(
+    rule: ContextRule, checkpointing: bool
+) -> None:
+    """Keys and values of one video beside those of a batch: the wrong sample's, or the wrong sink's.
+
+    Twice with the same past, so that a forward that changes what it was given shows in the second.
+    """
+    model, first, t = random_model(6), 6, torch.full((2, 6), 500.0)
+    model.gradient_checkpointing = checkpointing
+    text, history, shared = prompts(1).expand(2, -1, -1), video(7, first, batch=1), SharedPast()
+    looked: list[int] = []
+    model.patch_embedding.register_forward_pre_hook(lambda module, args: looked.append(args[0].shape[1]))
+    for seed in (8, 9):
+        clean = torch.cat([history.expand(2, -1, -1, -1, -1), video(seed, 6)], dim=1)
+        found = []
+        for past in (shared, None):
+            model.zero_grad()
+            flow = model(video(seed + 9, 6), t, text, rule, clean, shared_past=past)
+            flow.square().mean().backward()
+            gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+            found.append((flow, gradients))
+        (flow, gradients), (want, want_gradients) = found
+        torch.testing.assert_close(flow, want, atol=1e-5, rtol=1e-5)
+        assert gradients.keys() == want_gradients.keys()
+        for name, gradient in want_gradients.items():
+            torch.testing.assert_close(gradients[name], gradient, atol=2e-5, rtol=1e-3, msg=name)
+    chunks = len(rule.chunks(first))
+    assert len(looked) == 3 * chunks + 4  # the shared history once, each own one, and four windows
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)

@@ -233,6 +233,23 @@ def test_kept_attention_is_not_computed_again_in_the_backward_pass() -> None:
     assert counts == [(per_pass, per_pass), (per_pass, 0)]
 
 
+def test_kept_attention_serves_a_repetition_that_makes_other_calls() -> None:
+    """Under ZeRO 3 weights are gathered for other layers when a block is computed again: no step ended."""
+    model, x, text = random_model(4), video(7, 6), prompts()
+    model.gradient_checkpointing = model.keep_attention = True
+    is_repetition = False
+
+    def gather(module: torch.nn.Module, args: object) -> None:
+        if is_repetition:
+            torch.arange(3.0).cumsum(0)
+
+    model.blocks[0].ffn.register_forward_pre_hook(gather)
+    loss = model(x, torch.full((2, 6), 500.0), text, ContextRule(3, 4, 1)).square().mean()
+    is_repetition = True
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_rotations_made_while_sampling_serve_training() -> None:
     """A cached inference tensor raises in the first backward pass after a rollout in the same process."""
     frame_rotations.cache_clear()

@@ -22,7 +22,8 @@ from astrolabe_ray.models.wan.rope import rotate, time_shift
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Self-attention of a call: un-rotated queries, keys and values [B, L, H, D] -> [B, L, H, D]."""
 Past = Callable[[int, int], tuple[list[Tensor], list[Tensor]]]
-"""Rotated keys and values [B, L, H, D] of one layer for frames `first..last`, in one piece or several."""
+"""Rotated keys and values [B, L, H, D] of one layer for frames `first..last`, in one piece or several. B may
+be 1: then all samples of the batch have the same."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def span_attention(
             keys, values = [], []
             if first < first_frame:
                 assert past is not None, "a sequence that starts within a video needs its past"
-                keys, values = past(first, min(last, first_frame))
+                runs = past(first, min(last, first_frame))
+                keys, values = ([part.expand(len(k_BLHD), -1, -1, -1) for part in run] for run in runs)
             if last > first_frame:
                 own = slice((max(first, first_frame) - first_frame) * tokens, (last - first_frame) * tokens)
                 keys, values = [*keys, k_BLHD[:, own]], [*values, v_BLHD[:, own]]

@@ -230,6 +230,16 @@ class KVCache:
         sink.copy_(rotate(layers_as_batch, time_shift(self._head_dim, num_frames, sink.device)).view_as(sink))
 
 
+@dataclass
+class SharedPast:
+    """Keys and values of the frames before a window, where all samples of some forwards have the same ones.
+
+    The first forward that it is given to leaves them here. They are of the policy and the text that it had.
+    """
+
+    cache: KVCache | None = None  # of one video
+
+
 @dataclass(frozen=True)
 class _Write:
     """Tokens of a chunk, and where each layer keeps their keys and values."""

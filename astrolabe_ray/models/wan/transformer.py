@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from astrolabe_ray.models.wan.blocks import Block, FlowHead, PatchEmbedding, Ste
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.models.wan.kept_attention import attention_kept
 from astrolabe_ray.models.wan.kernels import KERNELS, KernelName
-from astrolabe_ray.models.wan.kv_cache import KVCache
+from astrolabe_ray.models.wan.kv_cache import KVCache, SharedPast
 from astrolabe_ray.models.wan.rope import frame_rotations
 
 
@@ -91,10 +91,11 @@ class CausalWanModel(nn.Module):
         clean_BTCHW: Tensor | None = None,
         context_timestep: float = 0.0,
         detach_context: bool = True,
+        shared_past: SharedPast | None = None,
     ) -> Tensor:
         """`train_forward`; named so that wrappers (PEFT, DeepSpeed) call it."""
-        arguments = (noisy_BTCHW, t_BT, text_BLD, context, clean_BTCHW, context_timestep, detach_context)
-        return self.train_forward(*arguments)
+        how = (context, clean_BTCHW, context_timestep, detach_context, shared_past)
+        return self.train_forward(noisy_BTCHW, t_BT, text_BLD, *how)
 
     def train_forward(
         self,
@@ -105,6 +106,7 @@ class CausalWanModel(nn.Module):
         clean_BTCHW: Tensor | None = None,
         context_timestep: float = 0.0,
         detach_context: bool = True,
+        shared_past: SharedPast | None = None,
     ) -> Tensor:
         """Flow [B, T, C, H, W] of every frame of a video, or of a window of it.
 
@@ -113,6 +115,8 @@ class CausalWanModel(nn.Module):
         noisy frames are the video's last ones and start where a chunk does: frames before them give
         keys and values only, without gradient and in the memory of a KV cache, or, without
         `detach_context`, like all other clean frames. `text_BLD`: text encoder output, up to text_len rows.
+        `shared_past`: all samples have the same text and frames before the window, and these need computing
+        only if it is empty; without `detach_context` it is not looked at.
         """
         num_frames = noisy_BTCHW.shape[1]
         grid = self.architecture.grid(*noisy_BTCHW.shape[-2:])
@@ -127,7 +131,8 @@ class CausalWanModel(nn.Module):
             first_clean = first if detach_context else 0
             own_clean_BTCHW = clean_BTCHW[:, first_clean:num_clean]
             if first_clean > 0:
-                past = self._past(clean_BTCHW[:, :first], text_BLD, context, context_timestep, grid)
+                before = (clean_BTCHW[:, :first], text_BLD, context, context_timestep, grid)
+                past = self._past(*before) if shared_past is None else self._common_past(shared_past, *before)
             frames_BTCHW = torch.cat([own_clean_BTCHW, noisy_BTCHW], dim=1)
             t_BT = torch.cat([t_BT.new_full(own_clean_BTCHW.shape[:2], context_timestep), t_BT], dim=1)
             places = ((first_clean, num_clean - first_clean), (first, num_frames))
@@ -147,6 +152,12 @@ class CausalWanModel(nn.Module):
             else:
                 x_BTSD = block(*inputs)
         return self.head(x_BTSD[:, -num_frames:], e_BTD[:, -num_frames:].unsqueeze(2), grid)
+
+    def _common_past(self, shared: SharedPast, clean_BTCHW: Tensor, text_BLD: Tensor, *where: Any) -> KVCache:
+        """`_past` of one video, which stands for all, computed once."""
+        if shared.cache is None:
+            shared.cache = self._past(clean_BTCHW[:1], text_BLD[:1], *where)
+        return shared.cache
 
     @torch.no_grad()
     def _past(
