@@ -81,9 +81,6 @@ class Engine:
         pairs = zip(self._params("default"), gradients, strict=True)
         loss = torch.stack([(param * gradient).sum() for param, gradient in pairs]).sum()
         self._engine.set_gradient_accumulation_boundary(True)
-        if self.stage > 0:  # what a forward of the engine and its output's gradient would do
-            self._engine.optimizer.clear_backward_seen_flag()
-            self._engine._backward_prologue()
         self._engine.backward(loss)
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
