@@ -108,7 +108,7 @@ def make_roles(config: RunConfig) -> Roles:
     from astrolabe_ray.runtime.gallery import RayGallery
     from astrolabe_ray.runtime.object_store import RayBlobStore
     from learner.group import LearnerGroup
-    from learner.learner_worker import LearnerSpec
+    from learner.spec import LearnerSpec
     from reward_servers.pool import ServeRewardPool
     from reward_servers.readiness import Patience
 

@@ -18,6 +18,7 @@ from astrolabe_ray.data.group_sampler import GroupSampler
 from astrolabe_ray.errors import DataFailure, InfraFailure, LearnerLost, PayloadsLost
 from astrolabe_ray.evaluator import Evaluator
 from astrolabe_ray.group_requests import group_requests
+from astrolabe_ray.group_stream import GroupStream
 from astrolabe_ray.last_save import last_save
 from astrolabe_ray.learner_lives import outlive_learner, take_up
 from astrolabe_ray.milestones import Milestones
@@ -173,6 +174,7 @@ class Controller:
         self._watchdog.moved()
         self._background.failure, self._unscored = None, asyncio.Queue()  # of an earlier life of the learner
         self._unbooked = None
+        self._stream = GroupStream(self.config, self.learner, self.batches, self._timeline)
         train = self._background.spawn(self._train_loop())
         watch = self._watchdog.watch(self._where)
         for loop in (self._rollout_loop(), self._score_loop(), watch, self._wake_on_stop()):
@@ -286,15 +288,25 @@ class Controller:
     async def _next_groups(self) -> list[RolloutGroup] | None:
         """The groups of the next step, or None when there is none or the run was asked to stop."""
         while self.buffer.version.step < self.config.num_steps and not self.stop.is_set():
-            groups = self.buffer.cut()
-            if groups is not None:
+            if (ready := self._stream.next(self.buffer)) is not None:
+                await self._accumulate(ready)
+            elif (groups := self.buffer.cut()) is not None:
                 return groups
-            await self._background.moved()
+            else:
+                await self._background.moved()
         return None
+
+    async def _accumulate(self, group: RolloutGroup) -> None:
+        try:
+            await self._stream.accumulate(group, self.buffer.version.step)
+        except PayloadsLost as failure:
+            self._redo([group.number], failure)
+        self._progress()
 
     async def _train_step(self, groups: list[RolloutGroup], *, began: float) -> bool:
         """One step on `groups`, published; False if some of them have to be rolled out again first."""
-        made = self.batches.make(groups, self.buffer.version.step)
+        accumulated = self._stream.take()
+        made = self.batches.make(groups, self.buffer.version.step, accumulated=accumulated.group_ids)
         train_start = self._timeline.now()
         result = await self._trained(made.batch, groups)
         if result is None:
@@ -314,7 +326,7 @@ class Controller:
         metrics |= {
             "groups/dropped": float(self.buffer.num_dropped),
             "groups/redone": float(self.buffer.redone.total()),
-            "seconds/wait": train_start - began,
+            "seconds/wait": train_start - began - accumulated.seconds,
             "seconds/publish": self._timeline.now() - publish_start,
             "rollouts_per_s": made.batch.num_samples / (self._timeline.now() - began),
         }

@@ -24,6 +24,7 @@ from astrolabe_ray.types import (
     Span,
     StepResult,
     TrainBatch,
+    TrainPart,
     WeightAck,
 )
 
@@ -89,9 +90,17 @@ class Learner(Protocol):
 
     async def start(self) -> None: ...
 
+    async def accumulate(self, part: TrainPart) -> None:
+        """Add the gradients of one group to those that the next `train` may take instead of computing them.
+
+        Raises PayloadsLost when latents can't be read any more. Nothing of the group was added then.
+        """
+        ...
+
     async def train(self, batch: TrainBatch) -> StepResult:
         """One optimizer step on `batch`; afterwards the old policy has been mixed, too.
 
+        Takes what was accumulated if that is exactly what `batch.streamed` says; forgets it in any case.
         Raises PayloadsLost, naming the rollouts, when latents can't be read any more. Nothing has changed
         then, and the step can be tried again with others.
         """

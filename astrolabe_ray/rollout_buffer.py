@@ -154,6 +154,12 @@ class RolloutBuffer:
         self._in_training = {n: self._ready.pop(n) for n in sorted(self._ready)[: self.num_groups]}
         return list(self._in_training.values())
 
+    def next_in_order(self) -> list[RolloutGroup]:
+        """Ready groups in dispatch order, up to the first that is in flight. None of them is stale."""
+        self.sweep()
+        end = self.next_number if self.oldest_in_flight is None else self.oldest_in_flight
+        return [self._ready[number] for number in sorted(self._ready) if number < end]
+
     def trained(self, groups: list[RolloutGroup], version: PolicyVersion) -> None:
         """`groups` were trained on and `version`, their result, is published: free their slots."""
         for group in groups:

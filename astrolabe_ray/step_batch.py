@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from astrolabe_ray.algorithms.advantages import group_advantages
+from astrolabe_ray.algorithms.advantages import STD_EPS, centred, group_advantages
 from astrolabe_ray.batching import make_train_batch
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.health.step_guards import pull
 from astrolabe_ray.kl_selection import KlSelection
 from astrolabe_ray.prompt_history import PromptHistory, of_same_prompt
 from astrolabe_ray.step_metrics import training_rewards
-from astrolabe_ray.types import ControllerState, RolloutGroup, TrainBatch
+from astrolabe_ray.types import ControllerState, RolloutGroup, Streamed, TrainBatch, TrainPart
 
 
 @dataclass(frozen=True)
@@ -33,29 +34,48 @@ class StepBatches:
         self._history = PromptHistory(config.algorithm.prompt_history)
         self._trained = self._now()  # after the newest batch that was trained on
 
-    def make(self, groups: Sequence[RolloutGroup], step: int) -> StepBatch:
-        """What step `step` trains on. `commit` tells that it was; a batch made before that is forgotten."""
+    def part(self, group: RolloutGroup, step: int) -> TrainPart | None:
+        """What can be said of a group of step `step` before the others are there; None: it is left out.
+
+        For `learner.accumulate=streaming`, whose rules see to it that only a common std is missing.
+        """
+        self.restore(self._trained)
+        config, algorithm = self._config, self._config.algorithm
+        rewards = self._rewards([group])
+        beside = self._history.of([group])
+        if algorithm.advantage_std == "group":
+            (row,), _ = group_advantages(rewards, std="group", beside=beside)
+        else:
+            row = centred(rewards[0], beside[0])
+        if algorithm.skip_equal_groups and not any(row):
+            return None
+        batch = self._split([group], [row], [[1.0] * len(row)], step)
+        return TrainPart(group.group_id, step, config.seed, batch.ranks)
+
+    def make(
+        self, groups: Sequence[RolloutGroup], step: int, *, accumulated: Collection[str] = ()
+    ) -> StepBatch:
+        """What step `step` trains on. `commit` tells that it was; a batch made before that is forgotten.
+
+        `accumulated`: ids of the groups whose gradients the learner has.
+        """
         self.restore(self._trained)
         config = self._config
-        weights = {reward.key: reward.weight for reward in config.rewards}
-        scores = [group.scores for group in groups]
-        rewards = training_rewards(scores, weights, config.algorithm.reward_scale)
+        rewards = self._rewards(groups)
         advantages, stats = self._advantages(groups, rewards)
         kept = self._kept(advantages)
         kept_groups = [groups[i] for i in kept]
         kl_weights, kl_stats = self._kl_selection.weights(kept_groups)
-        batch = make_train_batch(
-            kept_groups,
-            [advantages[i] for i in kept],
-            kl_weights,
-            step=step,
-            seed=config.seed,
-            num_ranks=config.learner.num_ranks,
-            micro_batch_size=config.learner.micro_batch_size,
-        )
+        kept_advantages = [advantages[i] for i in kept]
+        batch = self._split(kept_groups, kept_advantages, kl_weights, step)
+        if config.learner.accumulate == "streaming":
+            num_clipped = sum(abs(a) > config.algorithm.adv_clip_max for row in kept_advantages for a in row)
+            stats["streaming/clipped"] = float(num_clipped)
+            if {group.group_id for group in kept_groups} == set(accumulated):
+                batch = replace(batch, streamed=self._streamed(accumulated, stats))
         stats["advantage/skipped_groups"] = float(len(groups) - len(kept))
         stats["health/pull"] = pull(advantages, adv_clip_max=config.algorithm.adv_clip_max)
-        return StepBatch(batch, training_rewards(scores, weights, "raw"), stats | kl_stats)
+        return StepBatch(batch, self._rewards(groups, "raw"), stats | kl_stats)
 
     def commit(self) -> None:
         """The batch that was made last has been trained on."""
@@ -84,6 +104,41 @@ class StepBatches:
             beside = [[*past, *now] for past, now in zip(beside, others, strict=True)]
         self._history.add(groups, rewards)
         return group_advantages(rewards, std=algorithm.advantage_std, beside=beside)
+
+    def _rewards(
+        self, groups: Sequence[RolloutGroup], scale: Literal["raw", "group"] | None = None
+    ) -> list[list[float]]:
+        """What advantages are computed from, or sums in another `scale`."""
+        weights = {reward.key: reward.weight for reward in self._config.rewards}
+        scores = [group.scores for group in groups]
+        return training_rewards(scores, weights, scale or self._config.algorithm.reward_scale)
+
+    def _split(
+        self,
+        groups: Sequence[RolloutGroup],
+        advantages: Sequence[Sequence[float]],
+        kl_weights: Sequence[Sequence[float]],
+        step: int,
+    ) -> TrainBatch:
+        config = self._config
+        return make_train_batch(
+            groups,
+            advantages,
+            kl_weights,
+            step=step,
+            seed=config.seed,
+            num_ranks=config.learner.num_ranks,
+            micro_batch_size=config.learner.micro_batch_size,
+        )
+
+    def _streamed(self, accumulated: Collection[str], stats: Mapping[str, float]) -> Streamed | None:
+        """How the advantages of a batch follow from those of its parts; None if one was clipped since."""
+        group_ids = tuple(sorted(accumulated))
+        if self._config.algorithm.advantage_std == "group":
+            return Streamed(group_ids, 1.0)
+        if stats["streaming/clipped"]:
+            return None
+        return Streamed(group_ids, 1 / (stats["advantage/reward_std"] + STD_EPS))
 
     def _kept(self, advantages: Sequence[Sequence[float]]) -> list[int]:
         """Groups that are trained on. A step never shrinks to nothing: if all are equal, all stay."""

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from astrolabe_ray.errors import PayloadsLost
 from astrolabe_ray.roles import Learner
-from astrolabe_ray.types import ControllerState, PublishedPolicy, StepResult, TrainBatch
+from astrolabe_ray.types import ControllerState, PublishedPolicy, StepResult, TrainBatch, TrainPart
 
 T = TypeVar("T")
 
@@ -33,6 +33,9 @@ class TrackedLearner:
         """Begins a new life after a failure."""
         self._has_failed = False
         await self._noted(self._learner.start())
+
+    async def accumulate(self, part: TrainPart) -> None:
+        await self._noted(self._learner.accumulate(part))
 
     async def train(self, batch: TrainBatch) -> StepResult:
         return await self._noted(self._learner.train(batch))

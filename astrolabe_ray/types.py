@@ -3,6 +3,8 @@
     RolloutRequest -> Rollout -> Scores -> RolloutGroup -> TrainBatch -> StepResult
                                                      PublishedPolicy <-'
 
+With `learner.accumulate=streaming` each group is also sent alone, as a TrainPart, before its TrainBatch.
+
 A `Blob` stands for an array: on a cluster it is a Ray ObjectRef (the payload stays where it was
 made until its one consumer fetches it), in a single process it is the array itself.
 
@@ -130,6 +132,28 @@ class TrainSample:
 
 
 @dataclass(frozen=True)
+class TrainPart:
+    """One group of a step whose other groups are not there yet: the learner adds up its gradients.
+
+    The samples' `advantage` is their centred reward where `algorithm.advantage_std` is global, since the std
+    is not known yet, and final where it is that of the group.
+    """
+
+    group_id: str
+    step: int  # the step about to be taken, counted from 0
+    seed: int  # root of the training noise
+    ranks: tuple[tuple[tuple[TrainSample, ...], ...], ...]  # as in TrainBatch
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Says that a batch is exactly these parts. Example: `Streamed(("train-0", "train-1"), 2.5)`."""
+
+    group_ids: tuple[str, ...]
+    advantage_scale: float  # advantage of the batch / advantage of the part
+
+
+@dataclass(frozen=True)
 class TrainBatch:
     """What one optimizer step trains on: `ranks[r]` is a tuple of microbatches of rank r.
 
@@ -141,6 +165,7 @@ class TrainBatch:
     seed: int  # root of the training noise
     ranks: tuple[tuple[tuple[TrainSample, ...], ...], ...]
     num_samples: int
+    streamed: Streamed | None = None  # None: its gradients are computed from the samples
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from astrolabe_ray.runtime.local_store import LocalBlobStore
 from astrolabe_ray.types import PublishedPolicy, Rollout, RolloutRequest, StepResult, TrainBatch
 from benchmarks.figure import standalone
 from benchmarks.one_process import Watcher, carry_out, in_own_process, local_roles
-from learner.learner_worker import LearnerSpec
 from learner.local import LocalLearner
+from learner.spec import LearnerSpec
 
 LAGS = (1, 2, 4, 8)
 NEWEST = "-newest"

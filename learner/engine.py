@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -67,6 +67,23 @@ class Engine:
         self._engine.backward(loss)
         if not last:
             self._engine.step()  # moves on to the next microbatch; updates nothing
+
+    def gradient(self, loss: Tensor, *, keep_graph: bool = False) -> list[Tensor]:
+        """Gradient of the scalar `loss` on this rank, tensor by tensor; nothing is added up or reduced.
+
+        `loss` must come from a forward of `model`, not of the engine. Not under ZeRO 3.
+        """
+        params = self._params("default")
+        found = torch.autograd.grad(loss, params, retain_graph=keep_graph, allow_unused=True)
+        pairs = zip(params, found, strict=True)
+        return [torch.zeros_like(p) if gradient is None else gradient for p, gradient in pairs]
+
+    def take_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """As the last `backward`, of a loss with these gradients on this rank. Not under ZeRO 3."""
+        pairs = zip(self._params("default"), gradients, strict=True)
+        loss = torch.stack([(param * gradient).sum() for param, gradient in pairs]).sum()
+        self._engine.set_gradient_accumulation_boundary(True)
+        self._engine.backward(loss)
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Each tensor's gradient over all ranks, not clipped; between the last `backward` and `step`."""

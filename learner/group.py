@@ -17,9 +17,10 @@ from astrolabe_ray.errors import AstrolabeError, InfraFailure, LearnerLost, Payl
 from astrolabe_ray.roles import BlobStore
 from astrolabe_ray.runtime.failures import as_failure
 from astrolabe_ray.runtime.placement import bundle, release, reserve
-from astrolabe_ray.types import ControllerState, PublishedPolicy, StepResult, TrainBatch
-from learner.learner_worker import LearnerSpec, LearnerWorker
+from astrolabe_ray.types import ControllerState, PublishedPolicy, StepResult, TrainBatch, TrainPart
+from learner.learner_worker import LearnerWorker
 from learner.shared_folder import require_seen
+from learner.spec import LearnerSpec
 
 GRACE_S = 5.0
 """After one rank failed: time for the others' own errors to arrive, which may tell the cause."""
@@ -58,9 +59,20 @@ class LearnerGroup:
         await self._require_shared_folder()
         await self._gather([rank.setup.remote(host, port) for rank in self._ranks])
 
+    async def accumulate(self, part: TrainPart) -> None:
+        """Raises ValueError for a part that was split for another number of ranks, PayloadsLost."""
+        numbers = {"step": part.step, "seed": part.seed}
+        shares = zip(self._ranks, part.ranks, strict=True)
+        await self._gather([r.accumulate.remote(part.group_id, share, **numbers) for r, share in shares])
+
     async def train(self, batch: TrainBatch) -> StepResult:
         """Raises ValueError for a batch that was split for another number of ranks, PayloadsLost."""
-        numbers = {"step": batch.step, "seed": batch.seed, "num_samples": batch.num_samples}
+        numbers = {
+            "step": batch.step,
+            "seed": batch.seed,
+            "num_samples": batch.num_samples,
+            "streamed": batch.streamed,
+        }
         shares = zip(self._ranks, batch.ranks, strict=True)
         results = await self._gather([rank.train.remote(share, **numbers) for rank, share in shares])
         return results[0]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,16 +19,20 @@ from torch import Tensor
 
 from astrolabe_ray.algorithms.ema import ema_decay, ema_update_
 from astrolabe_ray.algorithms.old_policy import mixed, old_policy_decay
-from astrolabe_ray.checkpoint_folders import is_of_first_release, what_is_wrong
-from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig, RunConfig
-from astrolabe_ray.errors import AstrolabeError, ConfigError, WeightMismatch
-from astrolabe_ray.models.files import anywhere
+from astrolabe_ray.errors import WeightMismatch
 from astrolabe_ray.models.registry import files_of, load_transformer
 from astrolabe_ray.models.text_encoder import TextEncoder
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.models.wan.kernels import choose_kernel
 from astrolabe_ray.roles import BlobStore
-from astrolabe_ray.types import ControllerState, PolicyVersion, StepResult, TrainSample, WeightManifest
+from astrolabe_ray.types import (
+    ControllerState,
+    PolicyVersion,
+    StepResult,
+    Streamed,
+    TrainSample,
+    WeightManifest,
+)
 from astrolabe_ray.weights.pack import pack
 from astrolabe_ray.weights.probe import probe_output
 from learner import process_group
@@ -36,50 +40,25 @@ from learner.adapter_ring import AdapterRing
 from learner.base_check import require_same_base
 from learner.engine import Engine
 from learner.learning_rate import learning_rate
-from learner.nft_step import SampleLosses, Samples, draw, nft_step, noise_levels, predictor, sample_seed
+from learner.loading import read_checkpoint
+from learner.nft_step import Samples, draw, nft_parts, nft_step, noise_levels, predictor, sample_seed
 from learner.payloads import Payloads, read_all, video
 from learner.policies import with_policies
 from learner.reference import Reference, reference_kind
 from learner.saving import save_checkpoint
-from learner.seed_checkpoint import read_seed_state
 from learner.shared_contexts import SharedContexts
 from learner.shared_folder import leave_mark
-from learner.state_files import LearnerState, read_state
+from learner.skipped_updates import SkippedUpdates
+from learner.spec import LearnerSpec
+from learner.state_files import LearnerState
+from learner.streamed_gradients import StreamedGradients
 from learner.vitals import adapter_norms, gradient_norms, unmoved
 
-MAX_SKIPS_IN_A_ROW = 3
 PROBE_SEED = 0
 CACHED_PROMPTS = 256
 
-
-@dataclass(frozen=True)
-class LearnerSpec:
-    """The sections of a run's config that the learner needs."""
-
-    model: ModelConfig
-    lora: LoraConfig
-    algorithm: AlgorithmConfig
-    learner: LearnerConfig
-    max_policy_age: int
-    seed: int
-
-    @classmethod
-    def of(cls, config: RunConfig) -> LearnerSpec:
-        """Raises ConfigError when a sample is to train on more timesteps than there are."""
-        steps, wanted = len(config.model.denoising_steps), config.algorithm.timesteps_per_sample
-        if wanted > steps:
-            raise ConfigError(
-                f"algorithm.timesteps_per_sample is {wanted}, but model.denoising_steps has {steps}; "
-                f"use at most {steps}."
-            )
-        return cls(
-            anywhere(config.model),
-            config.lora,
-            config.algorithm,
-            config.learner,
-            config.rollout.max_policy_age,
-            config.seed,
-        )
+L = TypeVar("L")
+"""Losses of a microbatch."""
 
 
 class LearnerWorker:
@@ -93,8 +72,7 @@ class LearnerWorker:
         self._levels = noise_levels(spec.model, spec.algorithm)
         self._dtype = getattr(torch, spec.lora.dtype)  # what EMA and old policy are rounded to
         self._num_moves = 0  # updates with a gradient
-        self._skips_in_a_row = 0
-        self._num_skipped = 0
+        self._skips = SkippedUpdates()
         self._published: dict[str, tuple[str, int]] = {}  # adapter -> checksum, moves when it was published
         self._last_flat: Tensor | None = None  # published last
         self._in_old_slot: Tensor | None = None
@@ -148,18 +126,54 @@ class LearnerWorker:
         if spec.algorithm.context_mask == "frame":
             chunk, sink = (1, 0)
         rule = ContextRule(chunk, m.window_frames, sink, m.rope)
-        self._predict = predictor(self._engine, rule, m.context_timestep, spec.algorithm.detach_context)
         self._contexts = SharedContexts(is_used=spec.learner.zero_stage < 3)
+        how = (self._engine, rule, m.context_timestep, spec.algorithm.detach_context)
+        self._predict, self._predict_alone = predictor(*how), predictor(*how, for_backward=False)
+        self._gathered = StreamedGradients(self._engine, kl_coef=spec.algorithm.kl_coef)
         self._ring = AdapterRing(spec.max_policy_age + 1)
         default = self._default = self._engine.read("default")  # as of the newest version
         self._ring.push(self.version, default)
         self._old_is_default = True
         self._ema = default.clone()
 
+    def accumulate(
+        self, group_id: str, micro_batches: Sequence[Sequence[TrainSample]], *, step: int, seed: int
+    ) -> None:
+        """Add this rank's share of a group to the gradients of the step under way.
+
+        Its advantages are centred rewards where `algorithm.advantage_std` is global. Raises as `train` does,
+        before anything changed, and ValueError for a group that is there already.
+        """
+        start = time.perf_counter()
+        self._check(micro_batches, step)
+        if group_id in self._gathered.group_ids:
+            raise ValueError(f"group {group_id} was accumulated before")
+        self._payloads = read_all(self._blobs, [sample for samples in micro_batches for sample in samples])
+        algorithm = self.spec.algorithm
+        step_of = nft_parts if algorithm.advantage_std == "global" else nft_step
+        losses_of = partial(step_of, self._predict_alone)
+        for samples, rows in zip(micro_batches, self._reference.rows(micro_batches), strict=True):
+            weights_B = self._weights(samples) / algorithm.timesteps_per_sample
+            for losses, _ in self._losses(losses_of, samples, seed, rows):
+                self._gathered.add(losses, weights_B)
+        self._payloads = {}
+        self._contexts.forget()
+        self._gathered.group_ids.add(group_id)
+        self._gathered.seconds += time.perf_counter() - start
+
     def train(
-        self, micro_batches: Sequence[Sequence[TrainSample]], *, step: int, seed: int, num_samples: int
+        self,
+        micro_batches: Sequence[Sequence[TrainSample]],
+        *,
+        step: int,
+        seed: int,
+        num_samples: int,
+        streamed: Streamed | None = None,
     ) -> StepResult:
         """One optimizer step on this rank's share of a batch of `num_samples`.
+
+        If exactly the groups of `streamed` were accumulated, their gradients are taken, else they are
+        computed now; either way what was accumulated is forgotten.
 
         A non-finite gradient skips the update (counted as `skipped_steps`); the version moves on, since
         the batch is spent. Raises AstrolabeError after three such steps in a row, WeightMismatch for
@@ -168,29 +182,37 @@ class LearnerWorker:
         """
         start = time.perf_counter()
         self._check(micro_batches, step)
-        self._payloads = read_all(self._blobs, [sample for samples in micro_batches for sample in samples])
-        sums = self._accumulate(micro_batches, seed, num_samples)
-        self._payloads = {}
-        self._contexts.forget()
+        gathered, self._gathered = self._gathered, self._gathered.fresh()
+        num_streamed = 0
+        if streamed is not None and gathered.group_ids == set(streamed.group_ids):
+            num_streamed = len(gathered.group_ids)
+            weight = self.world_size / num_samples  # the engine averages over ranks
+            sums = gathered.hand_over(scale=streamed.advantage_scale, weight=weight)
+        else:
+            everything = [sample for samples in micro_batches for sample in samples]
+            self._payloads = read_all(self._blobs, everything)
+            sums = self._accumulate(micro_batches, seed, num_samples)
+            self._payloads = {}
+            self._contexts.forget()
         norms = gradient_norms(self._engine)
         lr = learning_rate(self.spec.learner, step)
         grad_norm = self._engine.step(lr)
         sums = process_group.sum_over_ranks(sums)
         names = ("loss", "policy_loss", "kl_loss", "old_deviation")
         metrics = {name: value / num_samples for name, value in zip(names, sums, strict=True)}
-        self._judge(grad_norm, metrics["loss"])
+        self._skips.count(grad_norm, metrics["loss"])
+        self._num_moves += grad_norm is not None and grad_norm > 0
         decay, other_metrics = self._move_on(moved=grad_norm is not None, kl=metrics["kl_loss"])
-        metrics |= (
-            norms
-            | other_metrics
-            | {
-                "grad_norm": math.nan if grad_norm is None else grad_norm,
-                "skipped_steps": float(self._num_skipped),
-                "old_policy_decay": decay,
-                "lr": lr,
-            }
-        )
-        return StepResult(self.version, metrics, time.perf_counter() - start)
+        metrics |= norms | other_metrics
+        metrics |= {
+            "grad_norm": math.nan if grad_norm is None else grad_norm,
+            "skipped_steps": float(self._skips.total),
+            "old_policy_decay": decay,
+            "lr": lr,
+        }
+        if self.spec.learner.accumulate == "streaming":
+            metrics["streaming/groups"] = float(num_streamed)
+        return StepResult(self.version, metrics, gathered.seconds + time.perf_counter() - start)
 
     def pack(self, adapter: Literal["old", "ema"]) -> tuple[WeightManifest, np.ndarray]:
         """The behaviour or EMA policy as one buffer.
@@ -232,8 +254,8 @@ class LearnerWorker:
             old_is_default=self._old_is_default,
             moments=moments,
             num_updates=num_updates,
-            num_skipped=self._num_skipped,
-            skips_in_a_row=self._skips_in_a_row,
+            num_skipped=self._skips.total,
+            skips_in_a_row=self._skips.in_a_row,
             probe=probe_output(self._engine.model, self._architecture, PROBE_SEED),
             reference_probe=self._reference_probe(),
             reference=self._reference.saved(),
@@ -248,7 +270,7 @@ class LearnerWorker:
         Any number of ranks and any ZeRO stage; also a checkpoint of the first Astrolabe release. Raises
         ConfigError when it is damaged or was made with another LoRA rank, base model or reference policy.
         """
-        state = self._read(directory)
+        state = read_checkpoint(directory, self._engine, self._reference, self.spec.lora)
         self._engine.write("default", state.default)
         self._engine.load_optimizer_state(state.moments, state.num_updates)
         self._reference.restore(state.reference, directory)
@@ -259,23 +281,11 @@ class LearnerWorker:
         self._ring.replace((PolicyVersion(life, step), flat) for step, flat in state.ring[-self._ring.size :])
         self._ema, self._default = state.ema, state.default
         self._old_is_default = state.old_is_default
-        self._num_skipped, self._skips_in_a_row = state.num_skipped, state.skips_in_a_row
+        self._skips = SkippedUpdates(state.num_skipped, state.skips_in_a_row)
         self._published.clear()
         self._last_flat = self._in_old_slot = None
+        self._gathered = self._gathered.fresh()
         return state.controller
-
-    def _read(self, directory: Path) -> LearnerState:
-        engine = self._engine
-        if is_of_first_release(directory):
-            fresh, _ = engine.optimizer_state()
-            begun_with = self._reference.begun_with
-            return read_seed_state(
-                directory, self.spec.lora, flat=engine.flat, fresh=fresh, reference=begun_with
-            )
-        problem = what_is_wrong(directory)
-        if problem is not None:
-            raise ConfigError(f"checkpoint {directory} can't be used: {problem}.")
-        return read_state(directory, flat=engine.flat)
 
     def _check(self, micro_batches: Sequence[Sequence[TrainSample]], step: int) -> None:
         """Refuse what can't be trained on before any gradient is there."""
@@ -297,10 +307,11 @@ class LearnerWorker:
         weight = self.world_size / (num_samples * num_draws)  # the engine averages over ranks
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         reference_rows = self._reference.rows(micro_batches)
+        losses_of = partial(nft_step, self._predict)
         for number, (samples, rows) in enumerate(zip(micro_batches, reference_rows, strict=True)):
             last_batch = number == len(micro_batches) - 1
-            weights_B = torch.tensor([sample.weight for sample in samples], device=self.device)
-            for losses, last_draw in self._losses(samples, seed, rows):
+            weights_B = self._weights(samples)
+            for losses, last_draw in self._losses(losses_of, samples, seed, rows):
                 self._engine.backward(
                     (weights_B * losses.total).sum() * weight, last=last_batch and last_draw
                 )
@@ -309,27 +320,29 @@ class LearnerWorker:
         return sums.tolist()
 
     def _losses(
-        self, samples: Sequence[TrainSample], seed: int, reference_rows: Sequence[int]
-    ) -> Iterator[tuple[SampleLosses, bool]]:
-        """Losses at each draw of a microbatch, and whether it is the last one."""
+        self,
+        losses_of: Callable[..., L],
+        samples: Sequence[TrainSample],
+        seed: int,
+        reference_rows: Sequence[int],
+    ) -> Iterator[tuple[L, bool]]:
+        """What `losses_of` says at each draw of a microbatch, and whether it is the last one."""
         version = samples[0].policy_version
         on_policy = self._old_is_default and version == self.version
         if not on_policy:
             self._load_old(self._ring.get(version))
         on_device = self._on_device(samples)
-        seeds = [sample_seed(seed, self.version.step, sample.rollout_id) for sample in samples]
-        shape = on_device.window_BTCHW.shape[1:]
         algorithm = self.spec.algorithm
+        seeds = [sample_seed(seed, self.version.step, sample.rollout_id) for sample in samples]
         draws = draw(
             seeds,
-            shape,
+            on_device.window_BTCHW.shape[1:],
             self._levels,
             algorithm.timesteps_per_sample,
             one_for_all=algorithm.timestep_draw == "microbatch",
         )
         for number, at in enumerate(draws):
-            losses = nft_step(
-                self._predict,
+            losses = losses_of(
                 on_device,
                 at.to(self.device),
                 algorithm=algorithm,
@@ -337,6 +350,9 @@ class LearnerWorker:
                 reference_rows=reference_rows,
             )
             yield losses, number == len(draws) - 1
+
+    def _weights(self, samples: Sequence[TrainSample]) -> Tensor:
+        return torch.tensor([sample.weight for sample in samples], device=self.device)
 
     def _on_device(self, samples: Sequence[TrainSample]) -> Samples:
         return Samples(
@@ -347,20 +363,6 @@ class LearnerWorker:
             samples[0].window_start,
             self._contexts.of(samples, self._payloads, self.version),
         )
-
-    def _judge(self, grad_norm: float | None, loss: float) -> None:
-        """Count skipped updates; three in a row are no accident."""
-        if grad_norm is not None:
-            self._skips_in_a_row = 0
-            self._num_moves += grad_norm > 0
-            return
-        self._skips_in_a_row += 1
-        self._num_skipped += 1
-        if self._skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
-            raise AstrolabeError(
-                f"the gradient was not finite in {self._skips_in_a_row} steps in a row (loss {loss}). Lower "
-                "learner.lr, or resume from an earlier checkpoint, and look at the rewards."
-            )
 
     def _move_on(self, *, moved: bool, kl: float) -> tuple[float, dict[str, float]]:
         """Next version: mix the behaviour policy and the EMA, move the reference if it is time.

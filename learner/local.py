@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from astrolabe_ray.roles import BlobStore
-from astrolabe_ray.types import ControllerState, PublishedPolicy, StepResult, TrainBatch
-from learner.learner_worker import LearnerSpec, LearnerWorker
+from astrolabe_ray.types import ControllerState, PublishedPolicy, StepResult, TrainBatch, TrainPart
+from learner.learner_worker import LearnerWorker
+from learner.spec import LearnerSpec
 
 T = TypeVar("T")
 
@@ -25,11 +26,21 @@ class LocalLearner:
     async def start(self) -> None:
         await self._run(self.worker.setup)
 
+    async def accumulate(self, part: TrainPart) -> None:
+        """Raises ValueError for a part that was split for several ranks."""
+        (micro_batches,) = part.ranks
+        await self._run(self.worker.accumulate, part.group_id, micro_batches, step=part.step, seed=part.seed)
+
     async def train(self, batch: TrainBatch) -> StepResult:
         """Raises ValueError for a batch that was split for several ranks."""
         (micro_batches,) = batch.ranks
         return await self._run(
-            self.worker.train, micro_batches, step=batch.step, seed=batch.seed, num_samples=batch.num_samples
+            self.worker.train,
+            micro_batches,
+            step=batch.step,
+            seed=batch.seed,
+            num_samples=batch.num_samples,
+            streamed=batch.streamed,
         )
 
     async def publish(self, adapter: Literal["old", "ema"] = "old") -> PublishedPolicy:

@@ -92,6 +92,18 @@ class SampleLosses:
     old_deviation: Tensor  # mean square of (default - old), in the loss's space
 
 
+@dataclass(frozen=True)
+class LossParts:
+    """Per sample [B]: the policy loss is `free` + a * `linear` for an advantage that was not clipped and is
+    `a` times what `Samples.advantage_B` says. `free` and `linear` carry gradients, and so does `penalty`."""
+
+    free: Tensor
+    linear: Tensor
+    penalty: Tensor  # the distance to the reference, times the sample's weight
+    old_deviation: Tensor
+    has_free_gradient: bool  # False: that of `free` and `penalty` is exactly 0
+
+
 def sample_seed(batch_seed: int, step: int, rollout_id: str) -> int:
     """63-bit seed of one sample's training noise in one step."""
     digest = hashlib.sha256(f"{batch_seed}/{step}/{rollout_id}".encode()).digest()
@@ -146,26 +158,76 @@ def nft_step(
 
     `on_policy`: the behaviour policy has bitwise the weights of `default`, so its prediction needs no
     forward of its own. `reference_rows`: the samples whose distance to the reference is computed; the
-    others' is 0. The forwards without gradients come first, so that switching adapters never meets a
-    graph under construction.
+    others' is 0.
     """
-    rows, dtype = list(reference_rows), getattr(torch, algorithm.loss_dtype)
-    prediction_of = _predictions(predict, samples, at, algorithm)
-    old = None if on_policy else prediction_of("old")
-    reference = prediction_of("reference", rows) if rows else None
-    new = prediction_of("default")
-    old = new.detach() if old is None else old
-    policy_B = _policy_loss(new, old, samples, at, algorithm)
-    kl_B = torch.zeros_like(policy_B)
-    if reference is not None:
-        weighted = samples.kl_weight_B[rows] * squared_distance(new[rows], reference, dtype=dtype)
-        kl_B = kl_B.index_put((torch.tensor(rows, device=kl_B.device),), weighted)
+    new, old, kl_B = _new_old_and_penalty(
+        predict, samples, at, algorithm=algorithm, on_policy=on_policy, rows=list(reference_rows)
+    )
+    weight_B = nft_weight(samples.advantage_B, adv_clip_max=algorithm.adv_clip_max)
+    policy_B = _policy_loss(new, old, samples, at, weight_B, algorithm)
     return SampleLosses(
         total=policy_B + algorithm.kl_coef * kl_B,
         policy=policy_B.detach(),
         kl=kl_B.detach(),
         old_deviation=squared_distance(new.detach(), old),
     )
+
+
+def nft_parts(
+    predict: Predict,
+    samples: Samples,
+    at: Draw,
+    *,
+    algorithm: AlgorithmConfig,
+    on_policy: bool,
+    reference_rows: Sequence[int],
+) -> LossParts:
+    """What `nft_step` computes, before the scale of the advantages is known.
+
+    The loss is r pos + (1 - r) neg with r = A / (2 m) + 1/2, where m is adv_clip_max, so it is
+    (pos + neg) / 2 + A (pos - neg) / (2 m). Where old and new are one policy the gradients of pos and neg
+    cancel in the first part, bitwise.
+    """
+    new, old, kl_B = _new_old_and_penalty(
+        predict, samples, at, algorithm=algorithm, on_policy=on_policy, rows=list(reference_rows)
+    )
+    ones_B = torch.ones_like(samples.advantage_B)
+    positive_B, negative_B = (
+        _policy_loss(new, old, samples, at, weight_B, algorithm) for weight_B in (ones_B, 0 * ones_B)
+    )
+    half_pull_B = samples.advantage_B / (2 * algorithm.adv_clip_max)
+    return LossParts(
+        free=(positive_B + negative_B) / 2,
+        linear=half_pull_B * (positive_B - negative_B),
+        penalty=kl_B,
+        old_deviation=squared_distance(new.detach(), old),
+        has_free_gradient=not on_policy or len(reference_rows) > 0,
+    )
+
+
+def _new_old_and_penalty(
+    predict: Predict,
+    samples: Samples,
+    at: Draw,
+    *,
+    algorithm: AlgorithmConfig,
+    on_policy: bool,
+    rows: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions of the trained and the behaviour policy, and the penalty [B] of the samples `rows`.
+
+    The forwards without gradients come first, so that switching adapters never meets a graph under
+    construction.
+    """
+    prediction_of = _predictions(predict, samples, at, algorithm)
+    old = None if on_policy else prediction_of("old")
+    reference = prediction_of("reference", rows) if rows else None
+    new = prediction_of("default")
+    kl_B = torch.zeros_like(samples.kl_weight_B)
+    if reference is not None:
+        distance = squared_distance(new[rows], reference, dtype=getattr(torch, algorithm.loss_dtype))
+        kl_B = kl_B.index_put((torch.tensor(rows, device=kl_B.device),), samples.kl_weight_B[rows] * distance)
+    return new, new.detach() if old is None else old, kl_B
 
 
 class _Predictions(Protocol):
@@ -192,9 +254,11 @@ def _predictions(predict: Predict, samples: Samples, at: Draw, algorithm: Algori
     return prediction_of
 
 
-def _policy_loss(new: Tensor, old: Tensor, samples: Samples, at: Draw, algorithm: AlgorithmConfig) -> Tensor:
+def _policy_loss(
+    new: Tensor, old: Tensor, samples: Samples, at: Draw, weight_B: Tensor, algorithm: AlgorithmConfig
+) -> Tensor:
     dtype, clip = getattr(torch, algorithm.loss_dtype), algorithm.adv_clip_max
-    x0_BTCHW, weight_B = samples.window_BTCHW.to(dtype), nft_weight(samples.advantage_B, adv_clip_max=clip)
+    x0_BTCHW = samples.window_BTCHW.to(dtype)
     if algorithm.loss_space == "x0":
         return nft_loss(new, old, x0_BTCHW, weight_B, nft_beta=algorithm.nft_beta, dtype=dtype).float()
     flow_BTCHW = at.noise_BTCHW.to(dtype) - x0_BTCHW
@@ -207,8 +271,19 @@ def _per_sample(values_B: Tensor) -> Tensor:
     return values_B.view(-1, 1, 1, 1, 1)
 
 
-def predictor(engine, context: ContextRule, context_timestep: float, detach_context: bool = True) -> Predict:
-    """Predictions of the three policies that live in one PEFT model under `engine`."""
+def predictor(
+    engine,
+    context: ContextRule,
+    context_timestep: float,
+    detach_context: bool = True,
+    *,
+    for_backward: bool = True,
+) -> Predict:
+    """Predictions of the three policies that live in one PEFT model under `engine`.
+
+    `for_backward`: what follows is `engine.backward`, not `engine.gradient`.
+    """
+    trained = engine if for_backward else engine.model
 
     def predict(
         policy: Policy,
@@ -221,7 +296,7 @@ def predictor(engine, context: ContextRule, context_timestep: float, detach_cont
         past = None if shared is None else shared[policy]
         arguments = (noisy, t_BT, text, context, clean, context_timestep, detach_context, past)
         if policy == "default":
-            return engine(*arguments)
+            return trained(*arguments)
         with torch.no_grad(), engine.using(policy):
             return engine.model(*arguments)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from learner.learner_worker import LearnerSpec
+    from learner.spec import LearnerSpec
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,8 +14,8 @@ from astrolabe_ray.config.schema import AlgorithmConfig, LearnerConfig, LoraConf
 from astrolabe_ray.runtime.local_store import LocalBlobStore
 from astrolabe_ray.types import PolicyVersion, TrainBatch, TrainSample
 from astrolabe_ray.weights.pack import unpack
-from learner.learner_worker import LearnerSpec
 from learner.local import LocalLearner
+from learner.spec import LearnerSpec
 
 SEED = 7
 SELECTIVE = {

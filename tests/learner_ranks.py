@@ -13,7 +13,7 @@ from astrolabe_ray.runtime.object_store import RayBlobStore
 from astrolabe_ray.types import TrainBatch, TrainSample
 from astrolabe_ray.weights.pack import unpack
 from learner.group import LearnerGroup
-from learner.learner_worker import LearnerSpec
+from learner.spec import LearnerSpec
 
 
 def with_references(batch: TrainBatch) -> TrainBatch:

@@ -19,7 +19,7 @@ from astrolabe_ray.models.registry import load_transformer, resolve
 from astrolabe_ray.models.text_encoder import TextEncoder
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.types import PolicyVersion, TrainSample
-from learner.learner_worker import LearnerSpec
+from learner.spec import LearnerSpec
 
 Adapter = dict[str, Tensor]
 

@@ -30,8 +30,8 @@ from astrolabe_ray.report.run_dir import RunDir, read_json, read_lines
 from astrolabe_ray.run import Roles, run_training
 from astrolabe_ray.runtime.local_store import LocalBlobStore
 from astrolabe_ray.types import FrameSpec, Rollout, Scores
-from learner.learner_worker import LearnerSpec
 from learner.local import LocalLearner
+from learner.spec import LearnerSpec
 from tests.tiny_policy import tiny_run
 
 TIMES = ("time", "rollouts_per_s")  # and what begins with seconds/

@@ -38,8 +38,7 @@ def group_advantages(
     advantages = []
     for group, compared, group_std in zip(rewards, peers, group_stds, strict=True):
         scale = (batch_std if std == "global" else group_std) + STD_EPS
-        mean = _mean(compared)
-        advantages.append([(r - mean) / scale if group_std > 0 else 0.0 for r in group])
+        advantages.append([difference / scale for difference in _centred(group, compared)])
     num_equal = sum(group_std == 0 for group_std in group_stds)
     stats = {
         "advantage/reward_std": batch_std,
@@ -48,6 +47,19 @@ def group_advantages(
         "advantage/abs_max": max(abs(a) for group in advantages for a in group),
     }
     return advantages, stats
+
+
+def centred(group: Sequence[float], beside: Sequence[float] = ()) -> list[float]:
+    """Rewards minus their peers' mean, all 0 where all are equal: what `group_advantages` divides by a std.
+
+    It needs no other group. `beside` as there, for this one group.
+    """
+    return _centred(group, [*group, *beside])
+
+
+def _centred(group: Sequence[float], peers: Sequence[float]) -> list[float]:
+    mean = _mean(peers)
+    return [reward - mean if population_std(peers) > 0 else 0.0 for reward in group]
 
 
 def group_scaled(values: Sequence[float]) -> list[float]:

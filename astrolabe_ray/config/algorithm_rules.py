@@ -44,3 +44,50 @@ def algorithm_rules(config: RunConfig) -> Iterator[str]:
             "learner.offload_optimizer needs ZeRO's own optimizer. Try --config.learner.zero_stage=2 or "
             "--config.learner.offload_optimizer=false."
         )
+
+
+def streaming_rules(config: RunConfig) -> Iterator[str]:
+    """What `learner.accumulate=streaming` can't do: a group's gradients must be known up to one number that
+    all groups of the step share."""
+    algorithm, learner = config.algorithm, config.learner
+    if learner.accumulate == "batch":
+        return
+    out = "or --config.learner.accumulate=batch."
+    if config.rollout.max_policy_age > 0:
+        yield (
+            "learner.accumulate=streaming overlaps sampling with the gradients of one policy, and "
+            f"rollout.max_policy_age {config.rollout.max_policy_age} does so with several. "
+            f"Try --config.rollout.max_policy_age=0 {out}"
+        )
+    if learner.zero_stage == 3:
+        yield (
+            "learner.accumulate=streaming keeps whole gradients on every rank, and learner.zero_stage 3 has "
+            f"only parts of the weights there. Try --config.learner.zero_stage=2 {out}"
+        )
+    if config.rollout.group_size == 1:
+        yield (
+            "learner.accumulate=streaming needs groups that are compared within themselves, and "
+            "rollout.group_size 1 compares all of a step with each other. "
+            f"Try --config.rollout.group_size=2 {out}"
+        )
+    if algorithm.advantage_peers == "prompt":
+        yield (
+            "learner.accumulate=streaming knows a group before the others of its prompt, which "
+            f"algorithm.advantage_peers=prompt asks for. Try --config.algorithm.advantage_peers=group {out}"
+        )
+    if algorithm.kl_samples == "disagreeing":
+        yield (
+            "learner.accumulate=streaming knows no ranks over the whole batch, by which "
+            f"algorithm.kl_samples=disagreeing chooses. Try --config.algorithm.kl_samples=all {out}"
+        )
+    if algorithm.timestep_draw == "microbatch":
+        yield (
+            "learner.accumulate=streaming makes microbatches of single groups, and with "
+            "algorithm.timestep_draw=microbatch a sample's timesteps depend on its microbatch. "
+            f"Try --config.algorithm.timestep_draw=sample {out}"
+        )
+    if learner.keep_attention and algorithm.advantage_std == "global":
+        yield (
+            "learner.accumulate=streaming goes twice through a forward with algorithm.advantage_std=global, "
+            f"and learner.keep_attention allows once. Try --config.learner.keep_attention=false {out}"
+        )

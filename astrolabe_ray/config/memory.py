@@ -101,6 +101,9 @@ def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
         "activations of a block": passing + (block if c.gradient_checkpointing else 0),
         "predictions": 8 * 4 * c.micro_batch_size * _latent_values(config.model, a) * window_frames(config),
     }
+    if c.accumulate == "streaming":
+        num_sums = 2 if config.algorithm.advantage_std == "global" else 1
+        parts["sums of gradients"] = (num_sums + 1) * 4 * lora  # and a group's own, or what the step takes
     if context > 0 and config.algorithm.detach_context:
         caches = max(c.micro_batch_size, 3 if shares_context(config) else 0)
         parts["KV of earlier frames"] = kv_cache_bytes(config.model, a, caches, context)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from astrolabe_ray.config.algorithm_rules import algorithm_rules
+from astrolabe_ray.config.algorithm_rules import algorithm_rules, streaming_rules
 from astrolabe_ray.config.schema import ModelConfig, RewardConfig, RolloutConfig, RunConfig
 from astrolabe_ray.config.scorer_cards import scorer_name
 from astrolabe_ray.config.train_window import longest_rollout, window_frames
@@ -141,6 +141,7 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
     yield from _kl_rules(config)
     yield from _window_rules(config)
     yield from algorithm_rules(config)
+    yield from streaming_rules(config)
     yield from _waiting_rules(config)
     num_rollouts = config.rollout.num_groups * config.rollout.group_size
     if config.learner.num_ranks > num_rollouts:

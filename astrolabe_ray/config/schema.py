@@ -216,6 +216,9 @@ class LearnerConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     micro_batch_size: int = Field(default=16, gt=0)
     """Samples in one forward."""
+    accumulate: Literal["batch", "streaming"] = "batch"
+    """When gradients are computed. batch: when all groups of a step are scored; streaming: group by group,
+    while the others are still sampled; needs rollout.max_policy_age 0, see docs/algorithm.md."""
     lr: float = Field(default=1e-5, gt=0)
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How lr falls after the warm-up."""

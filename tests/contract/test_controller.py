@@ -39,6 +39,7 @@ from astrolabe_ray.types import (
     StepResult,
     TensorEntry,
     TrainBatch,
+    TrainPart,
     WeightAck,
     WeightManifest,
 )
@@ -70,6 +71,9 @@ class FakeLearner:
         except asyncio.CancelledError:
             self.events.append("start was cancelled")
             raise
+
+    async def accumulate(self, part: TrainPart) -> None:
+        raise AssertionError("learner.accumulate is batch")
 
     async def train(self, batch: TrainBatch) -> StepResult:
         assert batch.step == self.version.step

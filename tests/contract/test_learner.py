@@ -21,7 +21,7 @@ from astrolabe_ray.types import PolicyVersion
 from astrolabe_ray.weights.pack import unpack
 from astrolabe_ray.weights.probe import probe_output
 from benchmarks.live_bytes import LiveBytes
-from learner.learner_worker import LearnerSpec
+from learner.spec import LearnerSpec
 from tests.learner_cases import (
     SEED,
     SELECTIVE,

@@ -12,7 +12,7 @@ from astrolabe_ray.models.lora import MergedLinears, adapter_tensors
 from astrolabe_ray.models.lora_files import Lora, write_lora
 from astrolabe_ray.models.registry import load_transformer, resolve
 from astrolabe_ray.weights.probe import probe_output
-from learner.learner_worker import LearnerSpec
+from learner.spec import LearnerSpec
 from tests.learner_cases import SEED, assert_close, batch, changed, published, running, samples
 from tests.plain_learner import PlainLearner
 from tests.tiny_policy import random_adapters

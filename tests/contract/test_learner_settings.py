@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from learner.learner_worker import LearnerSpec
+from learner.spec import LearnerSpec
 from tests.learner_cases import SEED, assert_close, batch, changed, published, running, samples
 from tests.plain_learner import PlainLearner
 

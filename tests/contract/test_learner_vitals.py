@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from learner.learner_worker import LearnerSpec
+from learner.spec import LearnerSpec
 from tests.learner_cases import (
     batch,
     changed,

@@ -18,7 +18,7 @@ from astrolabe_ray.report.continued import Earlier, take_over
 from astrolabe_ray.report.run_dir import RunDir, read_json
 from astrolabe_ray.rollout_buffer import RolloutBuffer
 from astrolabe_ray.types import PolicyVersion
-from learner.learner_worker import LearnerSpec
+from learner.spec import LearnerSpec
 from tests.learner_cases import (
     SELECTIVE,
     batch,

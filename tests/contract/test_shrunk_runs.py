@@ -21,8 +21,8 @@ from astrolabe_ray.report.run_dir import RunDir
 from astrolabe_ray.run import Roles, run_training
 from astrolabe_ray.runtime.local_store import LocalBlobStore
 from astrolabe_ray.types import Alarm, Evaluation, Span
-from learner.learner_worker import LearnerSpec
 from learner.local import LocalLearner
+from learner.spec import LearnerSpec
 from reward_servers.local_pool import LocalRewardPool
 
 CONFIGS = Path(__file__).parents[2] / "configs"

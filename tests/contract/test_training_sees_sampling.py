@@ -11,7 +11,7 @@ from astrolabe_ray.algorithms.flow_matching import warped_timesteps
 from astrolabe_ray.models.lora import MergedLinears
 from astrolabe_ray.models.registry import load_transformer, resolve
 from astrolabe_ray.models.wan.context import ContextRule
-from learner.learner_worker import LearnerSpec
+from learner.spec import LearnerSpec
 from tests.learner_cases import batch, changed, published, running, samples
 
 RULES = [

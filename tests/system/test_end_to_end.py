@@ -34,8 +34,8 @@ from astrolabe_ray.run import Roles, run_training
 from astrolabe_ray.runtime.local_store import LocalBlobStore
 from astrolabe_ray.types import Alarm, Evaluation, Span
 from launch import make_roles
-from learner.learner_worker import LearnerSpec
 from learner.local import LocalLearner
+from learner.spec import LearnerSpec
 from reward_servers.local_pool import LocalRewardPool
 from tests.reward_replicas import replica_pids
 

@@ -20,8 +20,8 @@ from astrolabe_ray.errors import ConfigError, InfraFailure, PayloadsLost, Weight
 from astrolabe_ray.runtime.local_store import LocalBlobStore
 from astrolabe_ray.types import PolicyVersion, TrainBatch, TrainSample
 from astrolabe_ray.weights.pack import unpack
-from learner.learner_worker import LearnerSpec
 from learner.local import LocalLearner
+from learner.spec import LearnerSpec
 from tests.learner_cases import SEED, changed, samples
 from tests.learner_ranks import difference, new_group, running, weights, with_references
 from tests.plain_learner import PlainLearner

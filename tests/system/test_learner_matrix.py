@@ -15,8 +15,9 @@ from astrolabe_ray.models.lora import adapter_tensors
 from astrolabe_ray.models.registry import load_transformer, resolve
 from astrolabe_ray.types import PolicyVersion, TrainBatch, TrainSample
 from learner.group import LearnerGroup
-from learner.learner_worker import LearnerSpec, LearnerWorker
+from learner.learner_worker import LearnerWorker
 from learner.policies import with_policies
+from learner.spec import LearnerSpec
 from tests.learner_cases import SEED, changed, samples, spec_of
 from tests.learner_ranks import difference, new_group, weights, with_references
 from tests.plain_learner import PlainLearner
