@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,7 +32,6 @@ from astrolabe_ray.types import (
     Alarm,
     ControllerState,
     Evaluation,
-    PolicyVersion,
     Rollout,
     RolloutGroup,
     RolloutRequest,
@@ -100,7 +99,7 @@ class Controller:
         self._background, self._timeline = Background(), Timeline(observer)
         self._unscored: asyncio.Queue[tuple[int, str, list[Rollout]]] = asyncio.Queue()
         self._consecutive_drops = self._num_rollouts_before = 0  # the latter: in the run that is resumed
-        self._unbooked: tuple[list[RolloutGroup], PolicyVersion] | None = None  # trained, not published yet
+        self._book: Callable[[], None] | None = None  # what is to be done for a step that was trained
         self._watchdog = Watchdog(config.cluster.stall_timeout_s)
         self.milestones = Milestones(
             config,
@@ -173,10 +172,10 @@ class Controller:
         if the learner had no part in it."""
         self._watchdog.moved()
         self._background.failure, self._unscored = None, asyncio.Queue()  # of an earlier life of the learner
-        self._unbooked = None
+        self._book = None
         self._stream = GroupStream(self.config, self.learner, self.batches, self._timeline)
         train = self._background.spawn(self._train_loop())
-        watch = self._watchdog.watch(self._where)
+        watch = self._watchdog.watch(lambda: self.buffer.where())
         for loop in (self._rollout_loop(), self._score_loop(), watch, self._wake_on_stop()):
             self._background.spawn(loop)
         try:
@@ -312,28 +311,38 @@ class Controller:
         if result is None:
             return False
         self.batches.commit()
-        self._unbooked = groups, result.version
-        self._timeline.span("train", "learner", train_start, step=result.version.step)
         publish_start = self._timeline.now()
+
+        def book() -> None:
+            ages = [self.buffer.age(r.policy_version) for group in groups for r in group.rollouts]
+            self.buffer.trained(groups, result.version)
+            now = self._timeline.now()
+            metrics = step_metrics(groups, made.totals, ages, result) | made.metrics
+            metrics |= {
+                "groups/dropped": float(self.buffer.num_dropped),
+                "groups/redone": float(self.buffer.redone.total()),
+                "seconds/wait": train_start - began - accumulated.seconds,
+                "seconds/publish": now - publish_start,
+                "rollouts_per_s": made.batch.num_samples / (now - began),
+            }
+            self.observer.step(metrics | self.milestones.health.after_step(metrics))
+            self.observer.advance()
+
+        self._book = book
+        self._timeline.span("train", "learner", train_start, step=result.version.step)
         await self.channel.publish()
         if result.version.step == 1:  # the first version whose adapters are not zero
             await self.channel.prove()
         self._timeline.span("publish", "learner", publish_start, step=result.version.step)
-        ages = [self.buffer.age(r.policy_version) for group in groups for r in group.rollouts]
-        self.buffer.trained(groups, result.version)
-        self._unbooked = None
-        metrics = step_metrics(groups, made.totals, ages, result) | made.metrics
-        metrics |= {
-            "groups/dropped": float(self.buffer.num_dropped),
-            "groups/redone": float(self.buffer.redone.total()),
-            "seconds/wait": train_start - began - accumulated.seconds,
-            "seconds/publish": self._timeline.now() - publish_start,
-            "rollouts_per_s": made.batch.num_samples / (self._timeline.now() - began),
-        }
-        self.observer.step(metrics | self.milestones.health.after_step(metrics))
-        self.observer.advance()
+        self._book_step()
         self._progress()
         return True
+
+    def _book_step(self) -> None:
+        """Free the slots of the newest trained step and tell its numbers, if that was not done."""
+        book, self._book = self._book, None
+        if book is not None:
+            book()
 
     async def _trained(self, batch: TrainBatch, groups: list[RolloutGroup]) -> StepResult | None:
         """The learner's answer; None when latents are lost, with their groups on the way again."""
@@ -356,22 +365,12 @@ class Controller:
 
     async def _save_after_failure(self) -> str | None:
         """Save the newest trained step, published or not; None if that was done before."""
-        if self._unbooked is not None:
-            self.buffer.trained(*self._unbooked)
-            self._unbooked = None
+        self._book_step()
         step = self.buffer.version.step
         if step == self.milestones.saved_step:
             return None
         await self._save()
         return f"checkpoint-{step}"
-
-    def _where(self) -> str:
-        """The stage and the oldest item, for who looks into a run that stands still."""
-        b = self.buffer
-        return (
-            f"at step {b.version.step}: {b.num_in_flight} groups in flight (oldest is number "
-            f"{b.oldest_in_flight}), {b.num_ready} of {b.num_groups} ready"
-        )
 
     def _drop(self, number: int, failure: DataFailure) -> None:
         self._consecutive_drops += 1

@@ -48,6 +48,13 @@ class RolloutBuffer:
     def oldest_in_flight(self) -> int | None:
         return min(self._in_flight, default=None)
 
+    def where(self) -> str:
+        """The stage and the oldest item, for who looks into a run that stands still."""
+        return (
+            f"at step {self.version.step}: {self.num_in_flight} groups in flight (oldest is number "
+            f"{self.oldest_in_flight}), {self.num_ready} of {self.num_groups} ready"
+        )
+
     def state(self) -> dict[str, Any]:
         """What a resumed run must know: it starts before everything that was dispatched and not finished,
         and leaves out what was finished after that."""

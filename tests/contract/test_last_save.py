@@ -73,6 +73,7 @@ def test_a_step_that_could_not_be_published_is_saved_as_trained() -> None:
         asyncio.run(stage.run())
     ((name, state),) = stage.learner.saved
     assert (name, state["next_number"], state["ages_trained"]) == ("checkpoint-2", 4, {"0": 16})
+    assert [row["step"] for row in stage.notebook.rows] == [1, 2]  # or a resumed run has a gap in its curves
 
 
 def test_nothing_is_saved_twice_and_nothing_before_the_first_step() -> None:
