@@ -130,7 +130,7 @@ def _shape(line: bytes, limits: UploadLimits) -> tuple[int, int, int, int]:
 
 async def _filled(stream: asyncio.StreamReader, video: np.ndarray) -> bool:
     """Whether all its pixels came. Raises Refused for what is behind them."""
-    rest = memoryview(video).cast("B")
+    rest = video.data.cast("B")
     while piece := await stream.read(PIECE_BYTES):
         if len(piece) > len(rest):
             raise Refused("bad_mp4", NO_ANSWER)
