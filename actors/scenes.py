@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from astrolabe_ray.config.generate_options import MAX_SECONDS
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.video_tasks import FRAMES_PER_LATENT_FRAME, PlannedScene, VideoPlan
 
@@ -138,6 +139,8 @@ def _parse_tag(text: str, opened: int, closed: int) -> tuple[float | None, bool]
     seconds = float(found["seconds"])
     if not seconds:
         raise _error(text, opened, "a scene of 0 s shows nothing", "give it a longer duration or remove it")
+    if seconds > MAX_SECONDS:
+        raise _error(text, opened, "a scene may last a day", f"write [{MAX_SECONDS}s] or less")
     return seconds, bool(found["cut"])
 
 

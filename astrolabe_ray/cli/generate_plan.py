@@ -23,7 +23,7 @@ from astrolabe_ray.data.group_sampler import rollout_seed
 from astrolabe_ray.data.prompts import load_prompts
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.files import absolute, anywhere, files_of, find_lora
-from astrolabe_ray.models.stamps import Stamp, file_stamps, model_stamps
+from astrolabe_ray.models.stamps import Stamp, file_stamps, lora_stamps, model_stamps
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.video_tasks import FRAMES_PER_LATENT_FRAME, VideoModelSpec, VideoPlan, VideoTask
 
@@ -74,7 +74,8 @@ def plan_generate(options: GenerateOptions, wiring: Wiring) -> GeneratePlan:
         with_sheets=options.contact_sheets,
     )
     stamps = model_stamps(files)
-    stamps += [stamp for file in (lora, initial) if file is not None for stamp in file_stamps(Path(file))]
+    stamps += lora_stamps(Path(lora)) if lora is not None else []
+    stamps += file_stamps(Path(initial)) if initial is not None else []
     tasks = tuple(
         _task(prompt, number, sample, plan, options, spec.model, stamps)
         for number, (prompt, plan) in enumerate(zip(prompts, plans, strict=True))
@@ -91,6 +92,8 @@ def read_prompts(options: GenerateOptions) -> list[str]:
     if options.prompt_file is not None:
         return load_prompts(options.prompt_file)[: options.num_prompts]
     assert options.prompt is not None
+    if options.num_prompts is not None:
+        raise ConfigError("--num-prompts is how many of --prompt-file are made, and --prompt is one")
     if not options.prompt.strip():
         raise ConfigError("--prompt is empty; describe what the video shows")
     return [" ".join(options.prompt.split())]

@@ -14,6 +14,10 @@ from astrolabe_ray.config.validation import as_config_error
 from astrolabe_ray.errors import ConfigError
 
 
+MAX_SECONDS = 86_400
+"""Of a video: more is a slip of the finger, and would only show when the disk is full."""
+
+
 class GenerateOptions(Section):
     """What to make, with which model, by whom. None: as the base model says."""
 
@@ -29,8 +33,8 @@ class GenerateOptions(Section):
     checkpoint_key: str | None = None
     lora: str | None = None
 
-    num_frames: int | None = Field(default=None, gt=0)
-    seconds: float | None = Field(default=None, gt=0)
+    num_frames: int | None = Field(default=None, gt=0, le=60 * MAX_SECONDS)
+    seconds: float | None = Field(default=None, gt=0, le=MAX_SECONDS)
     height: int | None = Field(default=None, gt=0)
     width: int | None = Field(default=None, gt=0)
     fps: int | None = Field(default=None, gt=0)

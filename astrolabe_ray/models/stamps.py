@@ -12,6 +12,7 @@ from pathlib import Path
 
 from astrolabe_ray.models.files import (
     BUILTIN,
+    LORA_CONFIG,
     TEXT_ENCODER_STEM,
     TRANSFORMER_STEM,
     VAE_STEM,
@@ -34,6 +35,12 @@ def model_stamps(files: ModelFiles) -> list[Stamp]:
 def file_stamps(path: Path) -> list[Stamp]:
     """A stamp of a file, or of each file in a folder."""
     return [_state(file) for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+
+
+def lora_stamps(path: Path) -> list[Stamp]:
+    """Those of its folder or file, and of the settings beside a file, which say how strong it is."""
+    settings = path.parent / LORA_CONFIG
+    return file_stamps(path) + (file_stamps(settings) if path.is_file() and settings.is_file() else [])
 
 
 def model_paths(files: ModelFiles) -> list[Path]:

@@ -117,6 +117,37 @@ def test_an_original_directory_counts_with_its_own_files_only(tmp_path: Path) ->
     assert with_own == found - weights | {"own.pt"}
 
 
+def test_the_settings_beside_a_lora_file_count(tmp_path: Path) -> None:
+    """They hold alpha: with another one the same file makes other videos."""
+    file, settings = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    file.touch()
+    alone = stamps.lora_stamps(file)
+    settings.write_text('{"lora_alpha": 8}')
+    with_settings = stamps.lora_stamps(file)
+    settings.write_text('{"lora_alpha": 16}')
+    assert alone == with_settings[:1] and len(with_settings) == 2
+    assert stamps.lora_stamps(file) != with_settings
+    assert stamps.lora_stamps(tmp_path) == stamps.file_stamps(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seconds": 1e300}, "seconds"),
+        ({"num_frames": 10**12}, "num_frames"),
+    ],
+)
+def test_a_video_is_no_longer_than_a_day(options: dict[str, object], message: str) -> None:
+    """Planning 1e300 s took for ever."""
+    with pytest.raises(ValueError, match=message):
+        planned(**options)
+
+
+def test_a_number_of_prompts_needs_a_file_of_them() -> None:
+    with pytest.raises(ConfigError, match="--num-prompts is how many of --prompt-file are made"):
+        planned(num_prompts=2)
+
+
 def test_a_published_lora_belongs_to_the_published_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,8 @@ def test_a_prompt_is_read_as_it_is_written(text: str, scenes: list[Scene]) -> No
         ("a [5#]", 3, "write [5s#]"),
         ("a [0s]", 3, "shows nothing"),
         ("a [0.0s#]", 3, "shows nothing"),
+        ("a [86401s]", 3, "may last a day"),
+        ("a [9999999999999s]", 3, "may last a day"),
         ("a [5s] b [#]", 10, "one tag"),
         ("a [smiling] man", 3, "[smiling] is no tag"),
         ("a [-5s]", 3, "[-5s] is no tag"),
