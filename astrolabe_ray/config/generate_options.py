@@ -13,7 +13,6 @@ from astrolabe_ray.config.schema import Section
 from astrolabe_ray.config.validation import as_config_error
 from astrolabe_ray.errors import ConfigError
 
-
 MAX_SECONDS = 86_400
 """Of a video: more is a slip of the finger, and would only show when the disk is full."""
 
