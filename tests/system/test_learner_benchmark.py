@@ -28,9 +28,16 @@ def gradient_mb() -> float:
 @pytest.mark.parametrize("way", WAYS)
 def test_two_ranks_come_to_an_end_and_send_gradients_as_often_as_the_way_says(way: str) -> None:
     """Ranks that never met, and megabytes of functions that nobody counted."""
-    cost = measure(way, 2, (MICRO_BATCHES, 1, RANK, 1), 200)
-    times = {"zero 0": 1, "zero 1": 1}.get(way, MICRO_BATCHES)  # ZeRO 2 and 3 keep no whole gradient
+    cost = measure(way, 2, (MICRO_BATCHES, 1, RANK, 1), timeout_s=200)
+    half = 0.5  # of the weights, which each of two ranks hands to the other under ZeRO 1 and 2
+    times = {
+        "plain": MICRO_BATCHES,
+        "zero 0": 1,
+        "zero 1": 1 + half,
+        "zero 2": MICRO_BATCHES + half,  # keeps no whole gradient
+    }
     assert cost.step_s > 0 and cost.peak_mb > 100
-    assert cost.sent_mb >= 0.99 * times * gradient_mb()
-    if way in ("plain", "zero 0"):
-        assert cost.sent_mb == pytest.approx(times * gradient_mb(), rel=0.02)
+    if way in times:
+        assert cost.sent_mb == pytest.approx(times[way] * gradient_mb(), rel=0.02)
+    else:  # ZeRO 3 also gathers weights in every forward and backward
+        assert cost.sent_mb > 2 * MICRO_BATCHES * gradient_mb()
