@@ -21,14 +21,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from astrolabe_ray.config.memory import LARGEST_BUCKET
 from astrolabe_ray.config.schema import LearnerConfig
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.lora import adapter_tensors
 
 AdapterName = Literal["default", "old", "reference"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
-LARGEST_BUCKET = 500_000_000
-"""Gradients that ZeRO reduces at once; DeepSpeed's own number."""
 
 
 class Engine:

@@ -18,7 +18,8 @@ GB = 10**9
 CUDA_BYTES = 0.7 * GB
 """What a process takes of a GPU before it holds anything."""
 
-
+LARGEST_BUCKET = 500_000_000
+"""Gradients that ZeRO reduces at once; DeepSpeed's own number."""
 DECODER_KEPT = 25
 """Maps of a full-size frame with `vae_channels` channels that the decoder keeps for the next frames."""
 DECODER_PASSING = 30
@@ -96,6 +97,7 @@ def learner_rank(config: RunConfig, sizes: ModelSizes) -> Parts:
         "adapters": lora_width * adapters * lora / share[3],
         "Adam": (2 * lora_width if c.zero_stage == 0 else 12) * lora / share[1],  # ZeRO updates its own copy
         "gradients": lora_width * lora / share[2],
+        "gradients under way": lora_width * min(lora, LARGEST_BUCKET) if c.zero_stage else 0,
         "text encoder": width * sizes.text_encoder,
         "kept activations": a.num_layers * kept,
         "activations of a block": passing + (block if c.gradient_checkpointing else 0),

@@ -142,6 +142,7 @@ def test_a_learner_rank_holds_its_share_at_each_zero_stage(
     assert parts["adapters"] == 4 * 2 * lora * adapters
     assert parts["Adam"] == lora * adam
     assert parts["gradients"] == 4 * lora * gradients
+    assert parts["gradients under way"] == (4 * lora if stage else 0)
 
 
 def test_decoding_keeps_the_features_that_the_decoder_keeps() -> None:
