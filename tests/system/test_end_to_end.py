@@ -139,6 +139,7 @@ def test_the_distributed_run_equals_the_loop_in_one_process(synchronous: Distrib
     equals_the_loop_in_one_process(config, distributed, run_dir, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_distributed_run_on_clips_of_one_history_equals_the_loop_in_one_process(
     two_nodes: None, tmp_path: Path
 ) -> None:
