@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.checkpoints import load_strict, placed, read_tensors
 from astrolabe_ray.models.original_vae import read_original_vae
+
+SMALL = 4096
+"""Latent pixels, of all videos and frames together, that are decoded in one go; one frame of a video at full
+size has more. Smaller calls would take longer to start than to compute."""
 
 
 class VideoVAE:
@@ -42,6 +47,7 @@ class VideoVAE:
         network = mapped_vae(path)
         placed(network, device, dtype)
         store_channels_last(network)
+        pad_inside(network)
         return cls(network)
 
     def to(self, device: torch.device) -> None:
@@ -104,7 +110,10 @@ class DecodeStream:
         if self._is_first:
             parts.append(self._decoded(latents_BCTHW[:, :, :1]))
             latents_BCTHW = latents_BCTHW[:, :, 1:]
-        parts.extend(self._decoded(frame) for frame in latents_BCTHW.split(1, dim=2) if frame.shape[2])
+        batch, _, num_left, height, width = latents_BCTHW.shape
+        together = max(1, SMALL // (batch * height * width))
+        if num_left:
+            parts.extend(map(self._decoded, latents_BCTHW.split(together, dim=2)))
         return torch.cat(parts, dim=2).transpose(1, 2).float().clamp(-1, 1)
 
     def _decoded(self, latents_BCTHW: Tensor) -> Tensor:
@@ -159,3 +168,24 @@ def store_channels_last(network: AutoencoderKLWan) -> None:
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
         elif isinstance(module, nn.Conv2d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+class CausalConv(WanCausalConv3d):
+    """The same numbers without a padded copy of the input: the convolution pads height and width itself."""
+
+    def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+        """[B, C, T, H, W] after the frames `cache_x`; frames before the video are zeros."""
+        _, right, _, bottom, num_missing, _ = (int(count) for count in self._padding)
+        if cache_x is not None and num_missing > 0:
+            x = torch.cat([cache_x.to(x.device), x], dim=2)
+            num_missing -= cache_x.shape[2]
+        if num_missing > 0:
+            x = F.pad(x, (0, 0, 0, 0, num_missing, 0))
+        return F.conv3d(x, self.weight, self.bias, self.stride, (0, bottom, right), self.dilation)
+
+
+def pad_inside(network: AutoencoderKLWan) -> None:
+    """Make the causal convolutions faster, by a fifth on a CPU."""
+    for module in network.modules():
+        if type(module) is WanCausalConv3d:
+            module.__class__ = CausalConv

@@ -134,6 +134,37 @@ def test_image_quality_falls_with_blur_and_with_noise(scorers, clips) -> None:
     assert np.mean([one(scorer, clip) for clip in noisy]) < 0.3 * clean
 
 
+def plain_image_quality(picture: np.ndarray) -> float:
+    """The formula for one picture float32 [3, H, W] in 0..1, pixel after pixel; steps of an 8-bit picture are
+    often equal, so whether one is below the median hangs on its rounding."""
+    lows, highs = np.percentile(picture.reshape(3, -1), [1, 99], axis=1)
+    plane = picture[int(np.argmax(highs - lows))]
+    spread = float(np.max(highs - lows))
+    gradients, laplacians = [], []
+    for row in range(1, plane.shape[0] - 1):
+        for column in range(1, plane.shape[1] - 1):
+            around = [plane[row - 1, column], plane[row + 1, column]]
+            around += [plane[row, column - 1], plane[row, column + 1]]
+            gradients.append(max(abs(value - plane[row, column]) for value in around))
+            laplacians.append(abs(sum(around) - 4 * plane[row, column]))
+    middle = np.median(gradients)
+    noise = np.mean([rough for rough, steep in zip(laplacians, gradients, strict=True) if steep <= middle])
+    sharpness = min(1.0, float(np.percentile(gradients, 99)) / (0.5 * spread))
+    return min(1.0, spread / 0.3) * sharpness * float(np.exp(-noise / 0.02))
+
+
+@pytest.mark.parametrize("size", [(9, 16), (240, 190)])
+def test_image_quality_follows_its_formula(scorers, size: tuple[int, int]) -> None:
+    """Small pictures are looked at many at a time, large ones alone."""
+    rng = np.random.default_rng(3)
+    rows, columns = np.mgrid[0 : size[0], 0 : size[1]]
+    waves = [np.sin(rows / 3 + columns / (2 + i)) * 60 * (i + 1) / 3 + 100 for i in range(3)]
+    video = np.clip(np.stack(waves) + rng.normal(0, 3, (4, 3, *size)), 0, 255).astype(np.uint8)
+    expected = np.mean([plain_image_quality(picture / np.float32(255)) for picture in video])
+    assert 0.02 < expected < 0.9
+    assert one(scorers["image_quality"], video) == pytest.approx(expected, rel=1e-4)
+
+
 def test_an_unknown_key_is_named_with_the_nearest_one() -> None:
     """A typo in a preset should not cost a cluster's time."""
     with pytest.raises(ConfigError, match="did you mean 'tiny_clip'"):
