@@ -59,4 +59,7 @@ def _angles(positions: Tensor, num_pairs: int) -> Tensor:
 
 
 def _unit(angles: Tensor, device: torch.device) -> Tensor:
-    return torch.polar(torch.ones_like(angles), angles).to(device, torch.complex64)
+    """Sent without waiting for the device: a long video has new positions in each chunk."""
+    rotations = torch.empty(angles.shape, dtype=torch.complex64, pin_memory=device.type == "cuda")
+    rotations.copy_(torch.polar(torch.ones_like(angles), angles))
+    return rotations.to(device, non_blocking=True)
