@@ -66,7 +66,13 @@ def make_video_pool(spec: VideoModelSpec, room: WorkerRoom | None) -> VideoPool:
         return LocalVideoPool(spec)
     from actors.video_pool import RayVideoPool
 
-    return RayVideoPool(spec, num_workers=room.num_workers, num_cpus=room.num_cpus, num_gpus=room.num_gpus)
+    return RayVideoPool(
+        spec,
+        num_workers=room.num_workers,
+        num_cpus=room.num_cpus,
+        num_gpus=room.num_gpus,
+        piece_timeout_s=room.chunk_timeout_s,
+    )
 
 
 def make_video_rewards(rewards: Sequence[RewardConfig], cluster: ClusterConfig | None) -> RewardPool:

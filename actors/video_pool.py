@@ -47,6 +47,7 @@ class RayVideoPool:
             num_gpus=num_gpus,
             placement_timeout_s=placement_timeout_s,
             answer_timeout_s=piece_timeout_s,
+            timeout_option="--chunk-timeout-s",
         )
         self._fleet: Fleet[HiredActor] = Fleet(
             self._hiring.hire,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from astrolabe_ray.errors import DataFailure
 from astrolabe_ray.report.run_dir import write_bytes
 from astrolabe_ray.roles import RewardPool
 from astrolabe_ray.types import PolicyVersion, Rollout, Scores
@@ -16,6 +17,8 @@ from astrolabe_ray.video_tasks import FinishedVideos, VideoPiece, VideoPool, Vid
 
 BATCHES_PER_WORKER = 2
 """In flight while videos are scored, so that no worker waits for scores."""
+MAX_FAILURES = 3
+"""Batches that fail before any succeeds: then it is not their data."""
 
 
 class VideoProgress(Protocol):
@@ -40,19 +43,26 @@ class VideoRun:
     is_stream: bool = False
     rewards: RewardPool | None = None
     _records: Records = field(default_factory=dict)
+    _num_made: int = 0
+    _left_out: list[tuple[Sequence[VideoTask], DataFailure]] = field(default_factory=list)
 
     async def make(self, tasks: Sequence[VideoTask], batch_size: int, kept: Sequence[Record] = ()) -> None:
         """Make `tasks`, whose records and those `kept` are the folder's results from then on.
 
-        Produces: files and records. Waits for: free workers. Bounded by: the batches in flight. The
-        first failure ends it; what is recorded by then need not be made again.
+        Produces: files and records. Waits for: free workers. Bounded by: the batches in flight. What is
+        recorded need not be made again. A batch that can't be made or scored does not keep the others from
+        being made; raises DataFailure in the end, naming it. Any other failure ends it at once.
         """
         self._records = self.folder.begin(kept)
         waiting = deque(batches(tasks, batch_size))
 
         async def work() -> None:
             while waiting:
-                await self._make_batch(waiting.popleft())
+                batch = waiting.popleft()
+                try:
+                    await self._make_batch(batch)
+                except DataFailure as failure:
+                    self._leave_out(batch, failure)
 
         per_worker = 1 if self.rewards is None else BATCHES_PER_WORKER
         workers = [asyncio.ensure_future(work()) for _ in range(self.pool.capacity * per_worker)]
@@ -62,6 +72,22 @@ class VideoRun:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+        if self._left_out:
+            raise self._summary(len(tasks))
+
+    def _leave_out(self, batch: Sequence[VideoTask], failure: DataFailure) -> None:
+        """Raises DataFailure once it can't be the batches' own fault."""
+        self._left_out.append((batch, failure))
+        if not self._num_made and len(self._left_out) >= MAX_FAILURES:
+            raise failure
+
+    def _summary(self, num_tasks: int) -> DataFailure:
+        (batch, failure), *_ = self._left_out
+        num_videos = sum(len(tasks) for tasks, _ in self._left_out)
+        return DataFailure(
+            f"{num_videos} of {num_tasks} videos are missing, the others are done. Prompt "
+            f"{batch[0].prompt_index}, '{batch[0].prompt}', was the first: {failure}"
+        )
 
     async def _make_batch(self, tasks: Sequence[VideoTask]) -> None:
         receiver = _Receiver(self)
@@ -75,6 +101,7 @@ class VideoRun:
             self._keep_files(task, made, number, receiver)
             record = self._record(task, made, scores[number] if scores else None)
             self._records[task.key] = record
+            self._num_made += 1
             self.progress.finished(task, record)
         self.folder.write(self._records)
 

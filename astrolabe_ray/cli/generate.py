@@ -142,7 +142,8 @@ def _make_on_ray(
     from astrolabe_ray.runtime.preflight import cluster_room, require_one_checkout, require_room
 
     require_one_checkout()
-    room = WorkerRoom(min(options.workers, len(done.todo)), options.cpus_per_worker, plan.num_gpus)
+    num_workers = min(options.workers, len(done.todo))
+    room = WorkerRoom(num_workers, options.cpus_per_worker, plan.num_gpus, options.chunk_timeout_s)
     workers = Need("video worker", room.num_workers, room.num_cpus, room.num_gpus)
     needs = [workers, *server_needs(plan.rewards)]
     cluster = connect(ClusterConfig(), min_cpus=sum(need.count * need.num_cpus for need in needs))

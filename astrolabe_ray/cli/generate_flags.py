@@ -135,6 +135,10 @@ BatchSize = Annotated[
 Workers = Annotated[int | None, _flag(WORK, "Ray actors that make videos.", default="1")]
 Cpus = Annotated[float | None, _flag(WORK, "CPUs of each.", default="1")]
 Gpus = Annotated[float | None, _flag(WORK, "GPUs of each.", default="0 for tiny_sprites, else 1")]
+ChunkTimeout = Annotated[
+    float | None,
+    _flag(WORK, "Seconds that a worker may take to load its models, or to make a chunk.", default="900"),
+]
 LowMemory = Annotated[
     bool | None, _flag(WORK, "Text encoder and VAE wait on the CPU and visit the GPU.", "--low-memory")
 ]
@@ -164,7 +168,7 @@ def add_generate(app: typer.Typer, wiring: Wiring) -> None:
         output_dir: OutputDir = None, save_videos: SaveVideos = None, stream: Stream = None,
         contact_sheets: Sheets = None, rewards: Rewards = None,
         batch_size: BatchSize = None, workers: Workers = None, cpus_per_worker: Cpus = None,
-        gpus_per_worker: Gpus = None, low_memory: LowMemory = None, local: Local = None,
+        gpus_per_worker: Gpus = None, chunk_timeout_s: ChunkTimeout = None, low_memory: LowMemory = None, local: Local = None,
         config_file: ConfigFile = None,
     ) -> None:
         """Make videos from prompts, also long ones with several scenes, with a base model or a LoRA."""

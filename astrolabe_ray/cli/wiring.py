@@ -32,6 +32,7 @@ class WorkerRoom:
     num_workers: int
     num_cpus: float
     num_gpus: float
+    chunk_timeout_s: float = 900.0
 
 
 class VideoScorer(Protocol):

@@ -60,6 +60,7 @@ class GenerateOptions(Section):
     workers: int = Field(default=1, gt=0)
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float | None = Field(default=None, ge=0)
+    chunk_timeout_s: float = Field(default=900, gt=0)
     low_memory: bool = False
     local: bool = False
 
@@ -86,6 +87,13 @@ REFUSED = {
 }
 """Options of other programs that would change nothing, and why."""
 OTHER_DTYPES = {"bf16": "bfloat16", "no": "float32", "fp32": "float32"}
+ALTERNATIVES = {
+    "prompt": ("prompt_file", "num_prompts"),
+    "prompt_file": ("prompt",),
+    "num_frames": ("seconds",),
+    "seconds": ("num_frames",),
+}
+"""What an option that is typed takes the place of in a file."""
 ALL_FRAMES = -1
 """As `window_frames`: every earlier frame is seen."""
 
@@ -104,7 +112,9 @@ def generate_options(typed: Mapping[str, Any], config_file: Path | None = None) 
     Raises ConfigError for a file that can't be read, an unknown name and a value out of range.
     """
     values = _read(config_file) if config_file is not None else {}
-    values |= {name: value for name, value in typed.items() if value is not None}
+    given = {name: value for name, value in typed.items() if value is not None}
+    replaced = {other for name in given for other in ALTERNATIVES.get(name, ())}
+    values = {name: value for name, value in values.items() if name not in replaced} | given
     return _checked({name: _parsed(name, value) for name, value in values.items()})
 
 
@@ -143,7 +153,9 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _parsed(name: str, value: Any) -> Any:
-    """Lists may be written with commas, and dtypes and the whole window in the words of other programs."""
+    """Lists may be written with commas, and dtypes, the whole window and all prompts in the words of other
+    programs.
+    """
     if name in ("denoising_steps", "rewards") and isinstance(value, str):
         return _list(name, value)
     if name == "dtype" and isinstance(value, str):
@@ -152,6 +164,8 @@ def _parsed(name: str, value: Any) -> Any:
         return OTHER_DTYPES.get(value, value)
     if name == "window_frames" and value == "all":
         return ALL_FRAMES
+    if name == "num_prompts" and value == -1:
+        return None
     return value
 
 

@@ -57,6 +57,32 @@ def test_a_checkpoint_of_ones_own_does_not_have_the_keys_of_the_base_models() ->
     assert chosen.checkpoint_key == "generator"
 
 
+@pytest.mark.parametrize(
+    ("in_file", "typed", "expected"),
+    [
+        ({"prompt_file": "many.txt", "max_samples": 3}, {"prompt": "one"}, {"prompt": "one"}),
+        ({"prompt": "one"}, {"prompt_file": "many.txt"}, {"prompt_file": "many.txt"}),
+        ({"seconds": 5}, {"num_frames": 81}, {"num_frames": 81}),
+        ({"num_frames": 81}, {"seconds": 5.0}, {"seconds": 5.0}),
+        ({"prompt": "one", "seconds": 5}, {"seed": 3}, {"prompt": "one", "seconds": 5, "seed": 3}),
+    ],
+)
+def test_what_is_typed_takes_the_place_of_its_alternative_in_the_file(
+    tmp_path: Path, in_file: dict[str, object], typed: dict[str, object], expected: dict[str, object]
+) -> None:
+    """A file of defaults with a prompt in it could be used for that prompt only."""
+    file = tmp_path / "options.json"
+    file.write_text(json.dumps(in_file))
+    assert generate_options(typed, file) == GenerateOptions(**expected)  # type: ignore[arg-type]
+
+
+def test_minus_one_prompts_are_all_of_them() -> None:
+    """Other programs have it as the default of their --max_samples."""
+    assert generate_options({"num_prompts": -1}).num_prompts is None
+    with pytest.raises(ConfigError, match="num_prompts"):
+        generate_options({"num_prompts": -2})
+
+
 @pytest.mark.parametrize("suffix", [".json", ".yaml"])
 def test_what_is_typed_counts_more_than_what_a_file_says(tmp_path: Path, suffix: str) -> None:
     """The command line would be ignored without a word."""

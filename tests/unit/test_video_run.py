@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from astrolabe_ray.cli.generate_done import sort_out
-from astrolabe_ray.errors import ConfigError, InfraFailure
+from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure
 from astrolabe_ray.metrics.video_console import VideoConsole
 from astrolabe_ray.types import FrameSpec, Rollout, Scores
 from astrolabe_ray.video_folder import Record, VideoFolder
@@ -130,6 +130,37 @@ def test_a_streamed_file_grows_and_starts_anew_after_a_death(tmp_path: Path) -> 
     make(folder, [task(3)], pool, is_stream=True)
     assert seen == [b"", b"30:1 "]
     assert folder.video(task(3)).read_bytes() == b"30:1 30:2 end of 30"
+
+
+class Picky(FakePool):
+    """Can't make the videos of some prompts."""
+
+    def __init__(self, *refused: int) -> None:
+        super().__init__()
+        self._refused, self.asked = refused, list[int]()
+
+    async def make(self, tasks: Sequence[VideoTask], watcher: VideoWatcher) -> FinishedVideos:
+        self.asked += [task.prompt_index for task in tasks]
+        if any(task.prompt_index in self._refused for task in tasks):
+            raise DataFailure("not finite")
+        return await super().make(tasks, watcher)
+
+
+def test_videos_that_cannot_be_made_leave_the_others_alone(tmp_path: Path) -> None:
+    """One bad prompt of a thousand ended each rerun at the same place."""
+    folder = VideoFolder(tmp_path)
+    tasks = [task(number) for number in range(6)]
+    with pytest.raises(DataFailure, match=r"^2 of 6 videos are missing.* Prompt 1, 'prompt 1',.* not finite"):
+        make(folder, tasks, Picky(1, 4), batch_size=1)
+    assert sorted(key[0] for key in folder.read()) == [0, 2, 3, 5]
+
+
+def test_it_ends_soon_when_no_video_can_be_made(tmp_path: Path) -> None:
+    """Hours of GPU time for a model whose weights are not numbers."""
+    pool = Picky(*range(6))
+    with pytest.raises(DataFailure, match=r"^not finite$"):
+        make(VideoFolder(tmp_path), [task(number) for number in range(6)], pool, batch_size=1)
+    assert len(pool.asked) <= 4  # the third, and one that is under way meanwhile
 
 
 def test_a_rerun_finds_what_is_done_and_what_differs(tmp_path: Path) -> None:
