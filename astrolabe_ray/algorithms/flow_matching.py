@@ -19,14 +19,17 @@ def sigma_of(timestep: float | Tensor) -> float | Tensor:
     return timestep / NUM_TIMESTEPS
 
 
-def warped_timesteps(steps: Sequence[float], shift: float) -> tuple[float, ...]:
+def warped_timesteps(steps: Sequence[int], shift: float) -> tuple[float, ...]:
     """Timesteps that a few-step schedule becomes when its sigmas u = step / 1000 are shifted.
 
     sigma = shift u / (1 + (shift - 1) u): shift 5 turns 1000, 750, 500, 250 into 1000, 937.5,
-    833.33, 625. `steps` in (0, 1000].
+    833.33, 625. `steps` in 1..1000. The numbers are those of the table that released few-step models were
+    distilled with, rounded to float32 where it is. Shift 1 is the identity.
     """
-    fractions = [step / NUM_TIMESTEPS for step in steps]
-    return tuple(NUM_TIMESTEPS * shift * u / (1 + (shift - 1) * u) for u in fractions)
+    if shift == 1:
+        return tuple(map(float, steps))
+    timesteps = _shifted_sigmas(shift) * NUM_TIMESTEPS
+    return tuple(float(timesteps[NUM_TIMESTEPS - step]) for step in steps)
 
 
 def add_noise(x0: Tensor, eps: Tensor, sigma: float | Tensor) -> Tensor:
@@ -45,7 +48,12 @@ def nearest_sigma(timestep: float, shift: float) -> float:
     Released few-step models convert flow to x0 with this table. It has no entry at 0 and few near
     it (timestep 500 at shift 5 gives 0.50060), so only comparisons with them should use it.
     """
-    steps = torch.linspace(1, 0, NUM_TIMESTEPS + 1, dtype=torch.float32)[:-1]
-    sigmas = shift * steps / (1 + (shift - 1) * steps)
+    sigmas = _shifted_sigmas(shift)
     nearest = (sigmas.double() * NUM_TIMESTEPS - timestep).abs().argmin()
     return float(sigmas[nearest])
+
+
+def _shifted_sigmas(shift: float) -> Tensor:
+    """Of the steps 1000, 999, ..., 1, in float32."""
+    steps = torch.linspace(1, 0, NUM_TIMESTEPS + 1, dtype=torch.float32)[:-1]
+    return shift * steps / (1 + (shift - 1) * steps)
