@@ -71,7 +71,7 @@ def make_video_pool(spec: VideoModelSpec, room: WorkerRoom | None) -> VideoPool:
         num_workers=room.num_workers,
         num_cpus=room.num_cpus,
         num_gpus=room.num_gpus,
-        piece_timeout_s=room.chunk_timeout_s,
+        chunk_timeout_s=room.chunk_timeout_s,
     )
 
 

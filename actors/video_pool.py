@@ -16,7 +16,7 @@ from astrolabe_ray.video_tasks import FinishedVideos, VideoModelSpec, VideoTask,
 MAX_ATTEMPTS = 5
 """Of one batch, before the command stops."""
 MAX_REPLACEMENTS_PER_HOUR = 30
-PLACEMENT_TIMEOUT_S, PIECE_TIMEOUT_S = 120.0, 900.0
+PLACEMENT_TIMEOUT_S = 120.0
 
 
 class RayVideoPool:
@@ -34,10 +34,10 @@ class RayVideoPool:
         num_workers: int,
         num_cpus: float,
         num_gpus: float,
+        chunk_timeout_s: float,
         placement_timeout_s: float = PLACEMENT_TIMEOUT_S,
-        piece_timeout_s: float = PIECE_TIMEOUT_S,
     ) -> None:
-        """`piece_timeout_s`: the longest that loading the models or making a chunk may take."""
+        """`chunk_timeout_s`: the longest that loading the models or making a chunk may take."""
         self._spec = spec
         self._hiring = Hiring(
             VideoWorker,
@@ -46,7 +46,7 @@ class RayVideoPool:
             num_cpus=num_cpus,
             num_gpus=num_gpus,
             placement_timeout_s=placement_timeout_s,
-            answer_timeout_s=piece_timeout_s,
+            answer_timeout_s=chunk_timeout_s,
             timeout_option="--chunk-timeout-s",
         )
         self._fleet: Fleet[HiredActor] = Fleet(

@@ -18,7 +18,9 @@ from astrolabe_ray.video_tasks import FinishedVideos, VideoPiece, VideoPool, Vid
 BATCHES_PER_WORKER = 2
 """In flight while videos are scored, so that no worker waits for scores."""
 MAX_FAILURES = 3
-"""Batches that fail before any succeeds: then it is not their data."""
+"""Videos that can't be made, one on each worker at least, before any can: the next would hardly be better."""
+MAX_NAMED = 10
+"""Prompts in a message."""
 
 
 class VideoProgress(Protocol):
@@ -29,6 +31,10 @@ class VideoProgress(Protocol):
         ...
 
     def finished(self, task: VideoTask, record: Mapping[str, Any]) -> None: ...
+
+    def left_out(self, task: VideoTask, failure: DataFailure) -> None:
+        """It can't be made or scored."""
+        ...
 
 
 @dataclass
@@ -43,29 +49,35 @@ class VideoRun:
     is_stream: bool = False
     rewards: RewardPool | None = None
     _records: Records = field(default_factory=dict)
-    _num_made: int = 0
-    _left_out: list[tuple[Sequence[VideoTask], DataFailure]] = field(default_factory=list)
+    _left_out: list[tuple[VideoTask, DataFailure]] = field(default_factory=list)
 
     async def make(self, tasks: Sequence[VideoTask], batch_size: int, kept: Sequence[Record] = ()) -> None:
         """Make `tasks`, whose records and those `kept` are the folder's results from then on.
 
         Produces: files and records. Waits for: free workers. Bounded by: the batches in flight. What is
-        recorded need not be made again. A batch that can't be made or scored does not keep the others from
-        being made; raises DataFailure in the end, naming it. Any other failure ends it at once.
+        recorded need not be made again. A batch that can't be made or scored is made again video by video;
+        what fails alone, too, is left out, and DataFailure raised in the end. Other failures end it at once.
         """
         self._records = self.folder.begin(kept)
         waiting = deque(batches(tasks, batch_size))
+        per_worker = 1 if self.rewards is None else BATCHES_PER_WORKER
+        not_failed = set(range(self.pool.capacity * per_worker))  # workers
 
-        async def work() -> None:
+        async def work(number: int) -> None:
             while waiting:
                 batch = waiting.popleft()
                 try:
                     await self._make_batch(batch)
                 except DataFailure as failure:
-                    self._leave_out(batch, failure)
+                    if len(batch) > 1:
+                        waiting.extendleft((task,) for task in reversed(batch))
+                        continue
+                    self._leave_out(batch[0], failure)
+                    not_failed.discard(number)
+                    if not (self._records or not_failed) and len(self._left_out) >= MAX_FAILURES:
+                        raise self._summary(len(tasks)) from failure
 
-        per_worker = 1 if self.rewards is None else BATCHES_PER_WORKER
-        workers = [asyncio.ensure_future(work()) for _ in range(self.pool.capacity * per_worker)]
+        workers = [asyncio.ensure_future(work(number)) for number in sorted(not_failed)]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -75,18 +87,22 @@ class VideoRun:
         if self._left_out:
             raise self._summary(len(tasks))
 
-    def _leave_out(self, batch: Sequence[VideoTask], failure: DataFailure) -> None:
-        """Raises DataFailure once it can't be the batches' own fault."""
-        self._left_out.append((batch, failure))
-        if not self._num_made and len(self._left_out) >= MAX_FAILURES:
-            raise failure
+    def _leave_out(self, task: VideoTask, failure: DataFailure) -> None:
+        self._left_out.append((task, failure))
+        self.progress.left_out(task, failure)
+        if self.is_stream:
+            self.folder.video(task).unlink(missing_ok=True)  # what there is of it
 
     def _summary(self, num_tasks: int) -> DataFailure:
-        (batch, failure), *_ = self._left_out
-        num_videos = sum(len(tasks) for tasks, _ in self._left_out)
+        (task, failure), *_ = self._left_out
+        if num_tasks == 1:
+            return failure
+        prompts = sorted({str(task.prompt_index) for task, _ in self._left_out}, key=int)
+        named = ", ".join(prompts[:MAX_NAMED]) + (", ..." if len(prompts) > MAX_NAMED else "")
+        rest = "all others are done" if self._records else "and none was made"
         return DataFailure(
-            f"{num_videos} of {num_tasks} videos are missing, the others are done. Prompt "
-            f"{batch[0].prompt_index}, '{batch[0].prompt}', was the first: {failure}"
+            f"{len(self._left_out)} of {num_tasks} videos can't be made, {rest}. Prompts {named}; the first "
+            f"was {task.prompt_index}, '{task.prompt}': {failure}"
         )
 
     async def _make_batch(self, tasks: Sequence[VideoTask]) -> None:
@@ -95,13 +111,15 @@ class VideoRun:
         try:
             made = await self.pool.make(tasks, receiver)
             scores = await self._scores(tasks, made)
+        except DataFailure:
+            receiver.begin(tasks)  # takes back what was counted
+            raise
         finally:
             receiver.close()
         for number, task in enumerate(tasks):
             self._keep_files(task, made, number, receiver)
             record = self._record(task, made, scores[number] if scores else None)
             self._records[task.key] = record
-            self._num_made += 1
             self.progress.finished(task, record)
         self.folder.write(self._records)
 

@@ -23,6 +23,7 @@ from actors.local_pool import LocalRolloutPool
 from astrolabe_ray.config.overrides import apply_overrides
 from astrolabe_ray.config.recipes import sprites
 from astrolabe_ray.config.schema import RunConfig
+from astrolabe_ray.config.train_window import train_window
 from astrolabe_ray.data.group_sampler import prefix_seed, rollout_seed
 from astrolabe_ray.data.prompts import load_heldout
 from astrolabe_ray.report.statistics import compare
@@ -53,6 +54,10 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Reward of late clips before and after training on them."""
+    if num_latent_frames % 3 or clip % 3 or clip >= num_latent_frames:
+        raise typer.BadParameter(
+            "a video and its clip are multiples of 3 latent frames, the clip being shorter"
+        )
     config = configured(num_steps, num_latent_frames, clip, seed)
     roles, watcher = local_roles(config), Watcher()
     pool = RememberingPool(config)
@@ -91,7 +96,7 @@ async def late_clips(
     """The last clips of long videos, eight for each prompt, by each of `policies` from the same seeds."""
     rollouts, rewards = LocalRolloutPool(config), LocalRewardPool(config.rewards)
     weights = {reward.key: reward.weight for reward in config.rewards}
-    end, clip, root = config.model.num_latent_frames, config.algorithm.train_window_frames, 1
+    window, root = train_window(config, seed=0), 1
     await rollouts.start()
     evaluations = []
     for policy in policies:
@@ -103,7 +108,7 @@ async def late_clips(
                 seeds=tuple(rollout_seed(root, 0, number, i) for i in range(8)),
                 indices=tuple(range(8)),
                 views=rewards.views,
-                window=(end - (clip or end), end),
+                window=window,
                 prefix_seed=prefix_seed(root, 0, number),
             )
             made = await rollouts.generate(request, pinned=policy)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -56,31 +56,40 @@ class Speed:
 
 class Counter(TorchDispatchMode):
     """Bytes written by copies and conversions, and operations in which the host waits for a GPU: reads of
-    values, masks, and blocking copies between host and device. On a CPU there are no such copies; reads
-    and masks are counted, which would wait on a GPU.
+    values, masks, and copies between host and device that are blocking or come from memory which is not
+    pinned. On a CPU there are no such copies; reads and masks are counted, which would wait on a GPU.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.copied_bytes = self.num_syncs = 0
+        self._pinned: dict[int, Tensor] = {}  # by their storage
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = str(func.overloadpacket)
-        self.num_syncs += waits(name, args, kwargs or {}, result)
+        name, kwargs = str(func.overloadpacket), kwargs or {}
+        self.num_syncs += reads(name, args)  # first: on fake tensors there is nothing to be read
+        result = func(*args, **kwargs)
+        if kwargs.get("pin_memory"):
+            self._pinned[result.untyped_storage()._cdata] = result
+        if name in ("aten._to_copy", "aten.copy_"):
+            source = args[0] if name == "aten._to_copy" else args[1]
+            is_blocking = not (kwargs.get("non_blocking") or (name == "aten.copy_" and args[2:] == (True,)))
+            self.num_syncs += self._waits(source, result, is_blocking)
         if name in COPIES and isinstance(result, Tensor):
             self.copied_bytes += result.numel() * result.element_size()
         return result
 
+    def _waits(self, source: Tensor, target: Tensor, is_blocking: bool) -> bool:
+        if (source.device.type == "cpu") == (target.device.type == "cpu"):
+            return False
+        is_pageable = source.device.type == "cpu" and source.untyped_storage()._cdata not in self._pinned
+        return is_blocking or is_pageable
 
-def waits(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> bool:
-    """Whether the operation makes the host wait for a GPU that its tensors are or would be on."""
+
+def reads(name: str, args: Sequence[Any]) -> bool:
+    """Whether the operation needs values of a GPU on the host, that its tensors are or would be on."""
     if name in MASKED:
         return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1])
-    if name in ("aten._to_copy", "aten.copy_"):
-        source = args[0] if name == "aten._to_copy" else args[1]
-        is_blocking = not (kwargs.get("non_blocking") or (name == "aten.copy_" and args[2:] == (True,)))
-        return is_blocking and (source.device.type == "cpu") != (result.device.type == "cpu")
     return name in READS
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,7 +34,7 @@ class ImageQualityScorer:
     def score(self, videos: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Scores float32 [B]; prompts are not looked at."""
         pictures = videos.reshape(-1, *videos.shape[2:])
-        step = max(1, BLOCK // pictures[0].size)
+        step = max(1, BLOCK // math.prod(pictures.shape[1:]))
         starts = range(0, len(pictures), step)
         parts = [_qualities(pictures[i : i + step].astype(np.float32) / 255) for i in starts]
         scores = np.concatenate(parts).reshape(videos.shape[:2]).mean(axis=1)

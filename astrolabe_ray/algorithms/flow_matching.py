@@ -24,8 +24,9 @@ def warped_timesteps(steps: Sequence[int], shift: float) -> tuple[float, ...]:
 
     sigma = shift u / (1 + (shift - 1) u): shift 5 turns 1000, 750, 500, 250 into 1000, 937.5,
     833.33, 625. `steps` in 1..1000. The numbers are those of the table that released few-step models were
-    distilled with, rounded to float32 where it is. Shift 1 is the identity.
+    distilled with, rounded to float32 where it is; only with shift 1 they stay exactly as they are.
     """
+    assert all(1 <= step <= NUM_TIMESTEPS for step in steps), f"steps {tuple(steps)} are not within 1..1000"
     if shift == 1:
         return tuple(map(float, steps))
     timesteps = _shifted_sigmas(shift) * NUM_TIMESTEPS

@@ -16,9 +16,9 @@ from astrolabe_ray.config.base_models import BASE_MODELS
 from astrolabe_ray.config.generate_options import GenerateOptions
 from astrolabe_ray.config.plan import Need, server_needs
 from astrolabe_ray.config.schema import ClusterConfig, ModelConfig
-from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.errors import ConfigError, DataFailure
 from astrolabe_ray.models.files import absolute
-from astrolabe_ray.report.run_dir import read_json
+from astrolabe_ray.report.run_dir import read_json, read_lines
 from astrolabe_ray.video_folder import VideoFolder
 from astrolabe_ray.video_tasks import VideoModelSpec, VideoPlan, VideoTask
 
@@ -40,13 +40,21 @@ def generate(options: GenerateOptions, wiring: Wiring) -> None:
         except KeyboardInterrupt:
             typer.echo("Stopped. The same command goes on with what is not done.", err=True)
             raise
+        except DataFailure:
+            _say_results(folder)
+            raise
     else:
         folder.begin(done.records)
+    _say_results(folder)
+
+
+def _say_results(folder: VideoFolder) -> None:
+    """Where they are, and their average scores."""
     typer.echo(f"Results: {folder.results}")
     if folder.average_scores.exists():
         means = read_json(folder.average_scores)
         typer.echo(
-            f"Average of {len(plan.tasks)}: "
+            f"Average of {len(read_lines(folder.results))}: "
             + ", ".join(f"{key} {value:.4f}" for key, value in means.items())
         )
 

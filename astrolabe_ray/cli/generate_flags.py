@@ -41,7 +41,7 @@ Prompt = Annotated[str | None, _flag(WHAT, "Text of one video; may have several 
 PromptFile = Annotated[
     str | None, _flag(WHAT, "Text file with a prompt a line, or builtin:sprites/heldout.", metavar="FILE")
 ]
-NumPrompts = Annotated[int | None, _flag(WHAT, "Only the first so many prompts of the file.")]
+NumPrompts = Annotated[int | None, _flag(WHAT, "Only the first so many prompts of the file; -1: all.")]
 Samples = Annotated[int | None, _flag(WHAT, "Videos of each prompt.", default="1")]
 Seed = Annotated[
     int | None,
@@ -137,7 +137,11 @@ Cpus = Annotated[float | None, _flag(WORK, "CPUs of each.", default="1")]
 Gpus = Annotated[float | None, _flag(WORK, "GPUs of each.", default="0 for tiny_sprites, else 1")]
 ChunkTimeout = Annotated[
     float | None,
-    _flag(WORK, "Seconds that a worker may take to load its models, or to make a chunk.", default="900"),
+    _flag(
+        WORK,
+        "Seconds that a worker may take to load its models, or to make a chunk; not with --local.",
+        default="900",
+    ),
 ]
 LowMemory = Annotated[
     bool | None, _flag(WORK, "Text encoder and VAE wait on the CPU and visit the GPU.", "--low-memory")
@@ -168,7 +172,8 @@ def add_generate(app: typer.Typer, wiring: Wiring) -> None:
         output_dir: OutputDir = None, save_videos: SaveVideos = None, stream: Stream = None,
         contact_sheets: Sheets = None, rewards: Rewards = None,
         batch_size: BatchSize = None, workers: Workers = None, cpus_per_worker: Cpus = None,
-        gpus_per_worker: Gpus = None, chunk_timeout_s: ChunkTimeout = None, low_memory: LowMemory = None, local: Local = None,
+        gpus_per_worker: Gpus = None, chunk_timeout_s: ChunkTimeout = None, low_memory: LowMemory = None,
+        local: Local = None,
         config_file: ConfigFile = None,
     ) -> None:
         """Make videos from prompts, also long ones with several scenes, with a base model or a LoRA."""

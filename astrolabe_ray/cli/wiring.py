@@ -27,12 +27,12 @@ class DoorOptions:
 
 @dataclass(frozen=True)
 class WorkerRoom:
-    """Workers that make videos, and what each of them reserves. Example: `WorkerRoom(2, 1, 0)`."""
+    """Workers that make videos, and what each of them reserves. Example: `WorkerRoom(2, 1, 0, 900)`."""
 
     num_workers: int
     num_cpus: float
     num_gpus: float
-    chunk_timeout_s: float = 900.0
+    chunk_timeout_s: float
 
 
 class VideoScorer(Protocol):

@@ -92,6 +92,8 @@ ALTERNATIVES = {
     "prompt_file": ("prompt",),
     "num_frames": ("seconds",),
     "seconds": ("num_frames",),
+    "checkpoint": ("checkpoint_key",),
+    "stream": ("save_videos",),
 }
 """What an option that is typed takes the place of in a file."""
 ALL_FRAMES = -1
@@ -164,7 +166,7 @@ def _parsed(name: str, value: Any) -> Any:
         return OTHER_DTYPES.get(value, value)
     if name == "window_frames" and value == "all":
         return ALL_FRAMES
-    if name == "num_prompts" and value == -1:
+    if name == "num_prompts" and str(value) == "-1":
         return None
     return value
 

@@ -23,7 +23,8 @@ LARGEST_BUCKET = 500_000_000
 DECODER_KEPT = 25
 """Maps of a full-size frame with `vae_channels` channels that the decoder keeps for the next frames."""
 DECODER_PASSING = 30
-"""And those that are alive at once while it decodes a latent frame, beside some of the kept ones."""
+"""And those that are alive at once while it decodes a latent frame, beside some of the kept ones. Frames
+that are decoded together are small: they take less than one frame at full size."""
 
 Parts = dict[str, float]
 """Component -> bytes."""

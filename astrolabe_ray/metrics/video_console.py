@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from astrolabe_ray.errors import DataFailure
 from astrolabe_ray.video_tasks import VideoTask
 
 
@@ -50,6 +51,14 @@ class VideoConsole:
         self._console.print(
             f"{self._num_finished}/{self._num_videos}  {what}: {record['num_frames']} frames in "
             f"{record['seconds']:.1f} s{scores}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+    def left_out(self, task: VideoTask, failure: DataFailure) -> None:
+        self._console.print(
+            f"prompt {task.prompt_index}, sample {task.sample}, is left out: {failure}",
             highlight=False,
             markup=False,
             soft_wrap=True,

@@ -20,15 +20,16 @@ from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.checkpoints import load_strict, placed, read_tensors
 from astrolabe_ray.models.original_vae import read_original_vae
 
-SMALL = 4096
-"""Latent pixels, of all videos and frames together, that are decoded in one go; one frame of a video at full
-size has more. Smaller calls would take longer to start than to compute."""
+MAX_LATENT_PIXELS = 4096
+"""Of all videos and frames that are decoded in one go; one frame of a video at full size has more. Smaller
+calls take longer to start than to compute."""
 
 
 class VideoVAE:
     """Frozen Wan VAE. Normalisation is done in float32 whatever the dtype of the network."""
 
     def __init__(self, network: AutoencoderKLWan) -> None:
+        pad_inside(network)
         self._network: Any = network
         weight = next(network.parameters())
         self._dtype, self._device = weight.dtype, weight.device
@@ -47,7 +48,6 @@ class VideoVAE:
         network = mapped_vae(path)
         placed(network, device, dtype)
         store_channels_last(network)
-        pad_inside(network)
         return cls(network)
 
     def to(self, device: torch.device) -> None:
@@ -67,7 +67,7 @@ class VideoVAE:
         return self.stream(len(latents_BTCHW)).decode(latents_BTCHW)
 
     def stream(self, batch: int) -> DecodeStream:
-        """Decode `batch` videos chunk by chunk, with the same pixels as in one go."""
+        """Decode `batch` videos chunk by chunk, with the pixels of one go but for their rounding."""
         return DecodeStream(self, batch)
 
     def _denormalised(self, latents_BTCHW: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class DecodeStream:
             parts.append(self._decoded(latents_BCTHW[:, :, :1]))
             latents_BCTHW = latents_BCTHW[:, :, 1:]
         batch, _, num_left, height, width = latents_BCTHW.shape
-        together = max(1, SMALL // (batch * height * width))
+        together = max(1, MAX_LATENT_PIXELS // (batch * height * width))
         if num_left:
             parts.extend(map(self._decoded, latents_BCTHW.split(together, dim=2)))
         return torch.cat(parts, dim=2).transpose(1, 2).float().clamp(-1, 1)
@@ -127,7 +127,7 @@ class DecodeStream:
 def context_frames(network: AutoencoderKLWan) -> int:
     """Latent frames before a frame that its pixels depend on.
 
-    A stream that starts so many frames early gives the very pixels of one that starts with the video: each
+    A stream that starts so many frames early gives the pixels of one that starts with the video: each
     causal convolution over k frames looks back at k - 1 frames of its own rate, which doubles behind each
     `time_conv`.
     """
@@ -171,7 +171,7 @@ def store_channels_last(network: AutoencoderKLWan) -> None:
 
 
 class CausalConv(WanCausalConv3d):
-    """The same numbers without a padded copy of the input: the convolution pads height and width itself."""
+    """The same without a padded copy of the input: the convolution pads height and width itself."""
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
         """[B, C, T, H, W] after the frames `cache_x`; frames before the video are zeros."""

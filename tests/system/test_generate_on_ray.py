@@ -68,8 +68,8 @@ def tasks() -> list[VideoTask]:
 
 
 def ray_pool(spec: VideoModelSpec, **options: Any) -> RayVideoPool:
-    settings = {"num_workers": 2, "num_cpus": 1, "num_gpus": 0, "placement_timeout_s": 60} | options
-    return RayVideoPool(spec, **settings)
+    settings = {"num_workers": 2, "num_cpus": 1, "num_gpus": 0, "placement_timeout_s": 60}
+    return RayVideoPool(spec, **settings | {"chunk_timeout_s": 900.0} | options)
 
 
 @dataclass

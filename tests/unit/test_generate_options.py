@@ -64,6 +64,8 @@ def test_a_checkpoint_of_ones_own_does_not_have_the_keys_of_the_base_models() ->
         ({"prompt": "one"}, {"prompt_file": "many.txt"}, {"prompt_file": "many.txt"}),
         ({"seconds": 5}, {"num_frames": 81}, {"num_frames": 81}),
         ({"num_frames": 81}, {"seconds": 5.0}, {"seconds": 5.0}),
+        ({"checkpoint": "a.pt", "checkpoint_key": "ema"}, {"checkpoint": "b.pt"}, {"checkpoint": "b.pt"}),
+        ({"save_videos": False}, {"stream": True}, {"stream": True}),
         ({"prompt": "one", "seconds": 5}, {"seed": 3}, {"prompt": "one", "seconds": 5, "seed": 3}),
     ],
 )

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import launch
+from actors.video_pool import RayVideoPool
 from astrolabe_ray.cli.generate_plan import GeneratePlan, chosen_lora, plan_generate
+from astrolabe_ray.cli.wiring import WorkerRoom
 from astrolabe_ray.config.base_models import BASE_MODELS
 from astrolabe_ray.config.generate_options import GenerateOptions
 from astrolabe_ray.errors import ConfigError
@@ -175,3 +177,10 @@ def test_a_published_lora_belongs_to_the_published_checkpoint(
     with pytest.raises(ConfigError, match=r"not here: fetch it with `.*models download longlive`, or write"):
         lora()
     assert lora(checkpoint="mine.pt") is None
+
+
+def test_the_limit_for_a_chunk_reaches_the_workers() -> None:
+    """An option that is declared and dropped: a slow disk would still end the command after 900 s."""
+    pool = launch.make_video_pool(planned().spec, WorkerRoom(1, 1, 0, chunk_timeout_s=7.0))
+    assert isinstance(pool, RayVideoPool)
+    assert pool._hiring.answer_timeout_s == 7.0

@@ -58,11 +58,15 @@ def test_reads_masks_and_blocking_copies_are_waits() -> None:
         there = torch.empty(3, device="cuda")
         here = there.to("cpu")
         here.to("cuda")
-        here.to("cuda", non_blocking=True)
+        here.to("cuda", non_blocking=True)  # not pinned
         there.copy_(here)
-        there.copy_(here, non_blocking=True)
+        there.to("cpu", non_blocking=True)
+        pinned = torch.empty(3, pin_memory=True).copy_(here)
+        pinned.to("cuda")
+        pinned.to("cuda", non_blocking=True)
+        there.copy_(pinned, non_blocking=True)
         there.to(torch.bfloat16)
-    assert counter.num_syncs == 3
+    assert counter.num_syncs == 5
 
 
 def test_each_way_is_measured_without_the_cache_of_another() -> None:

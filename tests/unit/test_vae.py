@@ -50,7 +50,7 @@ def test_frames_decoded_together_are_those_decoded_one_by_one(
     """A video must not depend on how many others its actor makes beside it."""
     vae, latents = VideoVAE.load(folder, "cpu", torch.float32), random_latents(*size)
     together = vae.decode(latents)
-    monkeypatch.setattr(vae_module, "SMALL", 1)
+    monkeypatch.setattr(vae_module, "MAX_LATENT_PIXELS", 1)
     torch.testing.assert_close(vae.decode(latents), together, atol=ROUNDING, rtol=0)
 
 
@@ -59,7 +59,7 @@ def test_only_small_frames_are_decoded_together(folder: Path, monkeypatch: pytes
     vae, lengths = VideoVAE.load(folder, "cpu", torch.float32), list[int]()
     decoder = vae._network.decoder
     decoder.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[2]))
-    monkeypatch.setattr(vae_module, "SMALL", 2 * 2 * 16)
+    monkeypatch.setattr(vae_module, "MAX_LATENT_PIXELS", 2 * 2 * 16)
     vae.decode(random_latents(2, 6, 4, 4))  # two frames of both videos
     vae.decode(random_latents(2, 3, 6, 6))
     vae.decode(random_latents(2, 1, 4, 4))

@@ -141,26 +141,91 @@ class Picky(FakePool):
 
     async def make(self, tasks: Sequence[VideoTask], watcher: VideoWatcher) -> FinishedVideos:
         self.asked += [task.prompt_index for task in tasks]
+        await asyncio.sleep(0)
         if any(task.prompt_index in self._refused for task in tasks):
             raise DataFailure("not finite")
         return await super().make(tasks, watcher)
 
 
-def test_videos_that_cannot_be_made_leave_the_others_alone(tmp_path: Path) -> None:
-    """One bad prompt of a thousand ended each rerun at the same place."""
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("rewards", [None, FakeRewards()])
+def test_videos_that_cannot_be_made_leave_the_others_alone(
+    tmp_path: Path, batch_size: int, rewards: FakeRewards | None
+) -> None:
+    """One bad prompt of a thousand ended each rerun at the same place, or took its batch with it."""
     folder = VideoFolder(tmp_path)
-    tasks = [task(number) for number in range(6)]
-    with pytest.raises(DataFailure, match=r"^2 of 6 videos are missing.* Prompt 1, 'prompt 1',.* not finite"):
-        make(folder, tasks, Picky(1, 4), batch_size=1)
-    assert sorted(key[0] for key in folder.read()) == [0, 2, 3, 5]
+    tasks, expected = [task(number) for number in range(8)], r"^2 of 8 .* all others are done. Prompts 1, 4; "
+    with pytest.raises(DataFailure, match=expected + "the first was [14], 'prompt [14]': not finite$"):
+        make(folder, tasks, Picky(1, 4), batch_size=batch_size, rewards=rewards)
+    assert sorted(key[0] for key in folder.read()) == [0, 2, 3, 5, 6, 7]
+    again = sort_out(tasks, folder, with_sheets=True)
+    with pytest.raises(DataFailure, match=r"^2 of 2 .* all others are done"):
+        make(folder, again.todo, Picky(1, 4), batch_size=batch_size, rewards=rewards, kept=again.records)
+    assert len(folder.read()) == 6
 
 
-def test_it_ends_soon_when_no_video_can_be_made(tmp_path: Path) -> None:
+def test_a_refusal_of_the_scorers_is_one_of_its_video(tmp_path: Path) -> None:
+    """A caption outside a scorer's world among many."""
+
+    class Choosy(FakeRewards):
+        async def score(self, rollouts: Sequence[Rollout]) -> list[Scores]:
+            if any(rollout.seed == 20 for rollout in rollouts):
+                raise DataFailure("no such shape")
+            return await super().score(rollouts)
+
+    folder = VideoFolder(tmp_path)
+    with pytest.raises(DataFailure, match=r"^1 of 4 .*Prompts 2; .* no such shape$"):
+        make(folder, [task(n) for n in range(4)], FakePool(), batch_size=4, rewards=Choosy(), is_stream=True)
+    assert sorted(key[0] for key in folder.read()) == [0, 1, 3]
+    assert not folder.video(task(2)).exists()
+
+
+def test_what_is_left_out_is_said_at_once(tmp_path: Path) -> None:
+    """What ends the command otherwise would hide it."""
+
+    def gone(number: int) -> None:
+        raise InfraFailure("cluster gone")
+
+    log, pool = io.StringIO(), Picky(0)
+    pool.capacity, pool._before_chunk = 1, gone
+    with VideoConsole(2, 4, Console(file=log)) as console:
+        making = VideoRun(pool, VideoFolder(tmp_path), console, fps=8).make([task(0), task(1)], 1)
+        with pytest.raises(InfraFailure):
+            asyncio.run(making)
+    assert log.getvalue() == "prompt 0, sample 0, is left out: not finite\n"
+
+
+@pytest.mark.parametrize("capacity", [1, 3])
+def test_it_ends_soon_when_no_video_can_be_made(tmp_path: Path, capacity: int) -> None:
     """Hours of GPU time for a model whose weights are not numbers."""
-    pool = Picky(*range(6))
+    pool = Picky(*range(40))
+    pool.capacity = capacity
+    with pytest.raises(
+        DataFailure, match=r"^\d of 40 videos can't be made, and none was made. Prompts 0, 1, 2"
+    ):
+        make(VideoFolder(tmp_path), [task(number) for number in range(40)], pool, batch_size=1)
+    assert len(pool.asked) <= 3 * capacity
+
+
+def test_quick_failures_do_not_end_what_takes_its_time(tmp_path: Path) -> None:
+    """The first videos of other workers were cancelled."""
+
+    class Slow(Picky):
+        async def make(self, tasks: Sequence[VideoTask], watcher: VideoWatcher) -> FinishedVideos:
+            if tasks[0].prompt_index == 0:
+                await asyncio.sleep(0.2)
+            return await super().make(tasks, watcher)
+
+    folder = VideoFolder(tmp_path)
+    with pytest.raises(DataFailure, match=r"^9 of 10 .* all others are done"):
+        make(folder, [task(number) for number in range(10)], Slow(*range(1, 10)), batch_size=1)
+    assert [key[0] for key in folder.read()] == [0]
+
+
+def test_a_single_video_fails_with_its_own_words(tmp_path: Path) -> None:
+    """There are no others that are done."""
     with pytest.raises(DataFailure, match=r"^not finite$"):
-        make(VideoFolder(tmp_path), [task(number) for number in range(6)], pool, batch_size=1)
-    assert len(pool.asked) <= 4  # the third, and one that is under way meanwhile
+        make(VideoFolder(tmp_path), [task(0)], Picky(0))
 
 
 def test_a_rerun_finds_what_is_done_and_what_differs(tmp_path: Path) -> None:
