@@ -69,10 +69,11 @@ class VideoRun:
                 try:
                     await self._make_batch(batch)
                 except DataFailure as failure:
-                    if len(batch) > 1:
+                    task, *others = batch
+                    if others:
                         waiting.extendleft((task,) for task in reversed(batch))
                         continue
-                    self._leave_out(batch[0], failure)
+                    self._leave_out(task, failure)
                     not_failed.discard(number)
                     if not (self._records or not_failed) and len(self._left_out) >= MAX_FAILURES:
                         raise self._summary(len(tasks)) from failure
