@@ -101,7 +101,6 @@ def case(
         "rollout": {"group_sampling": group_sampling, "max_policy_age": 0},
         "algorithm": {"train_window_frames": window, "detach_context": detach_context},
         "evaluation": {"num_shown_videos": 0},
-        "learner": {"micro_batch_size": 16},
     }
     sections = {name: getattr(config, name).model_copy(update=changes) for name, changes in updates.items()}
     return config.model_copy(update={"seed": seed, **sections})

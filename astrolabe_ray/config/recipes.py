@@ -31,7 +31,6 @@ def sprites(name: str, *, num_steps: int, num_ranks: int = 1) -> RunConfig:
         algorithm=AlgorithmConfig(timesteps_per_sample=2, adv_clip_max=2),
         learner=LearnerConfig(
             lr=2e-3,
-            micro_batch_size=64,  # few calls: they take longer than their work
             adam_eps=1e-5,  # near the size of a gradient, so that parameters without a signal stay calm
             num_ranks=num_ranks,
             num_cpus=0.5,
