@@ -71,8 +71,10 @@ def serve_details() -> dict[str, Any]:
 
 
 def is_short_of_room(app: Mapping[str, Any]) -> bool:
-    """Whether a replica has no process yet; Serve leaves out what it does not know."""
+    """Whether a replica has no process yet, or Serve has not begun; it leaves out what it does not know."""
     replicas = [each for deployment in app["deployments"].values() for each in deployment["replicas"]]
+    if not replicas and app["status"] == ApplicationStatus.DEPLOYING:
+        return True
     return any(each["state"] == "STARTING" and "pid" not in each for each in replicas)
 
 

@@ -84,6 +84,26 @@ def test_a_server_without_room_is_given_up_after_the_placement_timeout(script: C
     assert "cluster.placement_timeout_s" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("state", "taken_back"),
+    [
+        (app("DEPLOYING"), True),
+        (app("DEPLOYING", 7, None), True),
+        (app("DEPLOYING", 7, 8), False),
+        (app("DEPLOY_FAILED"), False),
+    ],
+)
+def test_what_waits_for_room_is_taken_back_and_what_loads_or_failed_is_not(
+    state: dict[str, Any], taken_back: bool, script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take the room of others later. What loads is found by the next run, what failed by users."""
+    deleted = list[str]()
+    monkeypatch.setattr(deploy.serve, "delete", lambda name, _blocking: deleted.append(name))
+    script(state)
+    deploy._take_back([SPEC.app_name])
+    assert deleted == [SPEC.app_name] * taken_back
+
+
 @pytest.mark.parametrize("packages", ["", "some-package==1"])
 def test_a_server_that_loads_too_long_is_given_up_later(packages: str, script: Callable[..., None]) -> None:
     """A wedged download holds the run as long as no room does; installing packages is not a lack of room."""
