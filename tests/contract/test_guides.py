@@ -33,6 +33,7 @@ def frames_of(path: Path) -> np.ndarray:
     return decode_mp4(path.read_bytes())[0]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_stranger_adds_a_base_model(tmp_path: Path) -> None:
     """A guide that has drifted from the code is worse than none."""

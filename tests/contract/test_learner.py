@@ -83,7 +83,7 @@ async def test_a_step_is_the_same_for_every_split_into_microbatches(
         assert kl_loss == pytest.approx(results[0][1], rel=1e-5)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+@pytest.mark.parametrize("zero_stage", [0, 2, pytest.param(3, marks=pytest.mark.slow)])
 async def test_a_lagging_reference_equals_a_plain_float64_learner(spec: LearnerSpec, zero_stage: int) -> None:
     """The penalty counts for two samples of six, and its reference is 0 to 2 steps old."""
     spec = changed(spec, learner={"zero_stage": zero_stage}, algorithm=SELECTIVE)
@@ -103,7 +103,7 @@ async def test_a_lagging_reference_equals_a_plain_float64_learner(spec: LearnerS
         assert result.metrics["kl_loss"] > 1e-6
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+@pytest.mark.parametrize("zero_stage", [0, 2, pytest.param(3, marks=pytest.mark.slow)])
 async def test_training_on_windows_equals_a_plain_float64_learner(spec: LearnerSpec, zero_stage: int) -> None:
     """Noise, loss and penalty of the window only, behind context that each policy computes for itself."""
     spec = changed(spec, learner={"zero_stage": zero_stage, "gradient_checkpointing": True})

@@ -233,6 +233,7 @@ class Murderer(Notes):
             os.kill(self.victim, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_learner_rank_costs_the_steps_since_the_checkpoint_and_nothing_else(
     synchronous: Distributed, tmp_path: Path
 ) -> None:

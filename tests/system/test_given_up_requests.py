@@ -47,6 +47,7 @@ async def give_up(pool: ServeRewardPool) -> list[str]:
     return [str(end) for end in ends]
 
 
+@pytest.mark.slow
 def test_a_request_that_timed_out_is_no_longer_scored(cluster: None) -> None:
     """A replica that is behind would score what was given up, and what was sent again, and never catch up."""
 

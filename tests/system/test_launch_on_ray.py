@@ -131,6 +131,15 @@ def test_a_run_leaves_its_report_metrics_videos_and_checkpoint(log_dir: Path) ->
     assert (run / "checkpoints" / "checkpoint-2" / "lora" / "adapter_model.safetensors").is_file()
     assert json.loads((run / "config.json").read_text())["num_steps"] == 2
 
+
+@pytest.mark.slow
+def test_a_resumed_run_is_compared_with_the_true_start(log_dir: Path) -> None:
+    """A run that was stopped in the night would show what it learned since the morning."""
+    done = train(*SMALL, "cluster.address=local", f"logging.log_dir={log_dir}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = (log_dir / "tiny_sprites").iterdir()
+    before = json.loads((run / "summary.json").read_text())["heldout"]["total"]["reward_before"]
+
     again = train(
         *SMALL, "num_steps=3", "checkpoint.resume=auto", "cluster.address=local", f"logging.log_dir={log_dir}"
     )
@@ -139,5 +148,5 @@ def test_a_run_leaves_its_report_metrics_videos_and_checkpoint(log_dir: Path) ->
     rows = (resumed / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in rows] == [1, 2, 3]
     whole = json.loads((resumed / "summary.json").read_text())["heldout"]["total"]
-    assert whole["reward_before"] == heldout["total"]["reward_before"], "compared with the true start"
+    assert whole["reward_before"] == before
     assert json.loads((resumed / "origin.json").read_text())["run"] == str(run)

@@ -80,7 +80,7 @@ async def test_two_ranks_of_unequal_shares_equal_one_rank_and_a_plain_learner(sp
     await local.stop()
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize("zero_stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 async def test_a_penalty_that_counts_on_one_rank_only_equals_a_plain_learner(spec, zero_stage: int) -> None:
     """Under ZeRO 3 the other rank would wait for ever for its part of the reference's forward."""
     selective = {"kl_samples": "disagreeing", "main_reward": "a", "old_policy_decay": "none"}
@@ -104,6 +104,7 @@ async def test_a_penalty_that_counts_on_one_rank_only_equals_a_plain_learner(spe
         assert difference(await weights(group), plain.old[result.version]) <= 2e-6
 
 
+@pytest.mark.slow
 async def test_copies_without_weight_keep_ranks_in_step_and_change_nothing(spec) -> None:
     """A rank without a sample of some policy version would hang, or a copy would count twice."""
     spec = dataclasses.replace(spec, learner=spec.learner.model_copy(update={"zero_stage": 3}))

@@ -226,6 +226,7 @@ async def test_an_actor_killed_in_the_middle_of_a_video_costs_nothing_but_time(
     assert victim not in {member.name for member in pool._fleet.members}
 
 
+@pytest.mark.slow
 async def test_an_actor_that_hangs_is_ended_and_its_work_redone(
     pool: RayRolloutPool, oracle: LocalRolloutPool, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +249,7 @@ async def test_an_actor_that_hangs_is_ended_and_its_work_redone(
     await at_full_strength(pool)
 
 
+@pytest.mark.slow
 async def test_an_actor_whose_gpu_fails_is_replaced_and_its_work_redone(
     pool: RayRolloutPool, oracle: LocalRolloutPool, config: RunConfig
 ) -> None:
@@ -301,6 +303,7 @@ async def test_a_tampered_policy_is_refused_and_the_pool_goes_on_with_the_next(
     assert_bit_identical(got, await oracle.generate(request(9)))
 
 
+@pytest.mark.slow
 async def test_a_lost_node_is_replaced_as_soon_as_there_is_another(
     cluster: Cluster, pool: RayRolloutPool, oracle: LocalRolloutPool, config: RunConfig
 ) -> None:

@@ -114,6 +114,7 @@ def test_a_flood_of_one_client_delays_another_by_few_batches(client: Any) -> Non
     ray.kill(small)
 
 
+@pytest.mark.slow
 def test_a_replica_killed_in_mid_batch_loses_no_score(client: Any) -> None:
     """A crash would cost the run the scores of every request that was there."""
     (victim,) = replica_pids()
