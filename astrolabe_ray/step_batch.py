@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from astrolabe_ray.algorithms.advantages import STD_EPS, centred, group_advantages
+from astrolabe_ray.algorithms.advantages import STD_EPS, centred, group_advantages, shaped
 from astrolabe_ray.batching import make_train_batch
 from astrolabe_ray.config.schema import RunConfig
 from astrolabe_ray.health.step_guards import pull
@@ -45,6 +45,7 @@ class StepBatches:
         beside = self._history.of([group])
         if algorithm.advantage_std == "group":
             (row,), _ = group_advantages(rewards, std="group", beside=beside)
+            row = shaped(row, algorithm.advantage_mode)
         else:
             row = centred(rewards[0], beside[0])
         if algorithm.skip_equal_groups and not any(row):
@@ -103,7 +104,8 @@ class StepBatches:
             others = of_same_prompt(groups, rewards)
             beside = [[*past, *now] for past, now in zip(beside, others, strict=True)]
         self._history.add(groups, rewards)
-        return group_advantages(rewards, std=algorithm.advantage_std, beside=beside)
+        advantages, stats = group_advantages(rewards, std=algorithm.advantage_std, beside=beside)
+        return [shaped(row, algorithm.advantage_mode) for row in advantages], stats
 
     def _rewards(
         self, groups: Sequence[RolloutGroup], scale: Literal["raw", "group"] | None = None

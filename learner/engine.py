@@ -2,8 +2,7 @@
 
 The base is frozen in the config's dtype; adapters, gradients, optimizer and clipping are float32
 whatever the base is (bfloat16 where `lora.dtype` asks for it), so DeepSpeed runs in its float32 mode and
-casts nothing. ZeRO 0-3 differ in
-where things lie; every method here means the same for all of them.
+casts nothing. ZeRO 0-3 differ in where things lie; every method here means the same for all of them.
 A flat vector holds an adapter's tensors one after the other, in the order of `adapter_tensors`, in
 host memory.
 """
@@ -217,8 +216,7 @@ class Engine:
         else:
             owned = zero.single_partition_of_fp32_groups
         for part in owned:
-            zeros = {key: torch.zeros_like(part, requires_grad=False) for key in MOMENTS}
-            self._adam.state[part] = {"step": torch.tensor(0.0), **zeros}
+            self._adam.state[part] = adam_zeros(part, fused=self._adam.defaults["fused"])
         if self.stage in (1, 2):
             zero._lazy_init_hp_params_optimizer_state()  # lets `safe_*_optimizer_state` find them
 
@@ -235,6 +233,15 @@ class Engine:
 
         with GatheredParameters(self._params(name), modifier_rank=0 if modify else None):
             yield
+
+
+def adam_zeros(param: Tensor, *, fused: bool) -> dict[str, Tensor]:
+    """What torch's AdamW holds of a parameter before the first update.
+
+    A fused update reads the number of updates on the parameter's device, others on the host.
+    """
+    zeros = {key: torch.zeros_like(param, requires_grad=False) for key in MOMENTS}
+    return {"step": torch.zeros((), device=param.device if fused else "cpu"), **zeros}
 
 
 def _initialize(

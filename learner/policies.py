@@ -15,7 +15,7 @@ from astrolabe_ray.models.lora_files import Lora, read_lora, require_lora_fits
 from astrolabe_ray.models.wan.transformer import CausalWanModel
 
 REFERENCE = "reference"  # the name that `Engine.using` takes
-ReferenceKind = Literal["start", "base", "moves"]
+ReferenceKind = Literal["start", "base", "lagging"]
 """The reference policy: what training starts from, the base without adapters, or one that follows."""
 
 

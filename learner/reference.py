@@ -19,7 +19,7 @@ from learner.process_group import sum_over_ranks
 
 def reference_kind(algorithm: AlgorithmConfig) -> ReferenceKind:
     """Whether the reference follows the trained policy, or what it is for good."""
-    return "moves" if algorithm.kl_samples == "disagreeing" else algorithm.kl_reference
+    return "lagging" if algorithm.kl_samples == "disagreeing" else algorithm.kl_reference
 
 
 class Reference:
@@ -27,7 +27,7 @@ class Reference:
 
     def __init__(self, engine: Engine, algorithm: AlgorithmConfig) -> None:
         self._engine, self._algorithm = engine, algorithm
-        self._moves = reference_kind(algorithm) == "moves"
+        self._moves = reference_kind(algorithm) == "lagging"
         self._state = LaggingReference(algorithm.reference_max_kl)
 
     def rows(self, micro_batches: Sequence[Sequence[TrainSample]]) -> list[list[int]]:
@@ -79,10 +79,11 @@ class Reference:
     def restore(self, saved: tuple[Tensor, LaggingReference] | None, directory: Path) -> None:
         """Inverse of `saved`. Raises ConfigError if the run of the checkpoint had another kind."""
         if (saved is not None) != self._moves:
-            was, now = ("disagreeing", "all") if saved is not None else ("all", "disagreeing")
+            was, now = ("follows", "stays") if saved is not None else ("stays", "follows")
+            way_out = "kl_reference=lagging" if saved is not None else "kl_reference=start (or base)"
             raise ConfigError(
-                f"checkpoint {directory} was made with algorithm.kl_samples={was}, whose reference policy is "
-                f"another one than that of {now}. Resume with --config.algorithm.kl_samples={was}."
+                f"checkpoint {directory} was made with a reference policy that {was}, and this run's {now}. "
+                f"Resume with --config.algorithm.{way_out}, or with the kl_samples of its config.json."
             )
         if saved is not None:
             flat, self._state = saved

@@ -154,7 +154,7 @@ class PlainLearner:
         a = self.spec.algorithm
         self.reference_age += 1
         is_due = self.reference_age > a.reference_max_age or kl > a.reference_max_kl
-        if a.kl_samples == "disagreeing" and is_due:
+        if (a.kl_samples == "disagreeing" or a.kl_reference == "lagging") and is_due:
             self.reference, self.reference_age = dict(self.default), 0
 
     def _follow(self) -> None:

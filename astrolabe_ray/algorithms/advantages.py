@@ -7,10 +7,11 @@ float64 throughout, and the controller needs no torch for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 STD_EPS = 1e-4
+AdvantageMode = Literal["all", "positive_only", "negative_only", "one_only", "binary"]
 
 
 def group_advantages(
@@ -60,6 +61,24 @@ def centred(group: Sequence[float], beside: Sequence[float] = ()) -> list[float]
 def _centred(group: Sequence[float], peers: Sequence[float]) -> list[float]:
     mean = _mean(peers)
     return [reward - mean if population_std(peers) > 0 else 0.0 for reward in group]
+
+
+def shaped(advantages: Sequence[float], mode: AdvantageMode) -> list[float]:
+    """What of the advantages a policy is trained on, as DiffusionNFT's code has it (`adv_mode`).
+
+    all: A. positive_only: max(A, 0). negative_only: min(A, 0). one_only: 1 where A > 0, else 0. binary: the sign
+    of A. Signs survive clipping, so it does not matter which comes first.
+    """
+    return [_SHAPES[mode](advantage) for advantage in advantages]
+
+
+_SHAPES: dict[AdvantageMode, Callable[[float], float]] = {
+    "all": lambda a: a,
+    "positive_only": lambda a: max(a, 0.0),
+    "negative_only": lambda a: min(a, 0.0),
+    "one_only": lambda a: float(a > 0),
+    "binary": lambda a: float((a > 0) - (a < 0)),
+}
 
 
 def group_scaled(values: Sequence[float]) -> list[float]:

@@ -75,6 +75,12 @@ def streaming_rules(config: RunConfig) -> Iterator[str]:
             "learner.accumulate=streaming knows a group before the others of its prompt, which "
             f"algorithm.advantage_peers=prompt asks for. Try --config.algorithm.advantage_peers=group {out}"
         )
+    if algorithm.advantage_mode != "all" and algorithm.advantage_std == "global":
+        yield (
+            "learner.accumulate=streaming scales a group's advantages by a std that it learns last, and "
+            f"algorithm.advantage_mode={algorithm.advantage_mode} is no scaling. "
+            f"Try --config.algorithm.advantage_mode=all, --config.algorithm.advantage_std=group {out}"
+        )
     if algorithm.kl_samples == "disagreeing":
         yield (
             "learner.accumulate=streaming knows no ranks over the whole batch, by which "

@@ -127,7 +127,8 @@ def shares_context(config: RunConfig) -> bool:
 def has_reference(config: RunConfig) -> bool:
     """Whether the reference policy of the KL penalty is an adapter, not the base without any."""
     starts_there = config.algorithm.kl_reference == "start" and config.model.lora_init is not None
-    return starts_there or config.algorithm.kl_samples == "disagreeing"
+    follows = config.algorithm.kl_reference == "lagging" or config.algorithm.kl_samples == "disagreeing"
+    return starts_there or follows
 
 
 def host_policies(config: RunConfig) -> int:

@@ -94,7 +94,7 @@ def wan(name: str, base_model: str, rewards: Rewards, *, num_gpus: int, **change
     scale = _scale(name, SCALES_1_3B, num_gpus)
     split = split_gpus(num_gpus, COSTS_1_3B, tuple(rewards))
     on_host = OnHost(text_encoders=num_gpus == 1)
-    return _full_size(name, base_model, rewards, scale, split, on_host, zero_stage=2, **changes)
+    return _full_size(name, base_model, rewards, scale, split, on_host, zero_stage=1, **changes)
 
 
 def krea(name: str, rewards: Rewards, *, num_gpus: int, **changes: Any) -> RunConfig:
@@ -125,7 +125,7 @@ def _full_size(
     split: GpuSplit,
     on_host: OnHost,
     *,
-    zero_stage: Literal[2, 3],
+    zero_stage: Literal[1, 3],
     lr: float = 1e-5,
     kl_coef: float = 1e-4,
     eval_every: int = 10,
@@ -231,7 +231,7 @@ def _algorithm(kl_coef: float, main_reward: str | None, window: TrainWindow | No
     )
 
 
-def _learner(split: GpuSplit, on_host: OnHost, zero_stage: Literal[2, 3], lr: float) -> LearnerConfig:
+def _learner(split: GpuSplit, on_host: OnHost, zero_stage: Literal[1, 3], lr: float) -> LearnerConfig:
     return LearnerConfig(
         num_ranks=split.num_ranks,
         zero_stage=zero_stage,
@@ -241,6 +241,7 @@ def _learner(split: GpuSplit, on_host: OnHost, zero_stage: Literal[2, 3], lr: fl
         weight_decay=1e-4,
         max_grad_norm=1.0,
         gradient_checkpointing=True,
+        keep_attention=zero_stage == 1 and not on_host.text_encoders,  # where there is room for it
         num_cpus=CPUS_PER_PROCESS,
         num_gpus=split.gpus_per_rank,
         text_encoder_on_host=on_host.text_encoders,

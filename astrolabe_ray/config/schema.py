@@ -154,25 +154,28 @@ class AlgorithmConfig(Section):
     """Mixing weight of the positive and negative targets."""
     kl_coef: float = Field(default=1e-4, ge=0)
     """Weight of the squared distance to the reference policy: see kl_reference."""
-    kl_reference: Literal["start", "base"] = "start"
-    """The reference policy: what training starts from, or the base without `model.lora_init`."""
+    kl_reference: Literal["start", "base", "lagging"] = "start"
+    """The reference policy: what training starts from, the base without `model.lora_init`, or one that follows
+    the trained one in jumps, as always with kl_samples=disagreeing."""
     kl_samples: Literal["all", "disagreeing"] = "all"
     """Samples that the distance counts for; disagreeing: some of those that main_reward ranks above what the
-    other rewards say, with a reference policy that follows the trained one in jumps."""
+    other rewards say; then kl_reference is lagging."""
     main_reward: str | None = None
     """Key of the reward whose ranking is compared with the other rewards'; for kl_samples=disagreeing."""
     kl_rule: Literal["paper", "release"] = "paper"
     """How samples are chosen and the reference's threshold moves; release: the first release's signs and
     min/max, see docs/decisions/0004; for kl_samples=disagreeing."""
     reference_max_age: int = Field(default=15, gt=0)
-    """Largest age in steps of the reference policy; for kl_samples=disagreeing."""
+    """Largest age in steps of a lagging reference policy."""
     reference_max_kl: float = Field(default=0.15, gt=0)
-    """Squared distance at which the reference policy is set to the trained one; moves by up to a third; for
-    kl_samples=disagreeing."""
+    """Squared distance at which a lagging reference policy is set to the trained one; moves by up to a third."""
     reward_scale: Literal["raw", "group"] = "raw"
     """What is weighted and added up: raw scores, or each reward centred and divided by its own std within a
     group, so that none drowns the others by its range."""
     adv_clip_max: float = Field(default=5.0, gt=0)
+    """Advantages are clipped to plus or minus this, and divided by it."""
+    advantage_mode: Literal["all", "positive_only", "negative_only", "one_only", "binary"] = "all"
+    """What of an advantage A is trained on: A; max(A, 0); min(A, 0); 1 where A > 0, else 0; the sign of A."""
     advantage_std: Literal["global", "group"] = "global"
     """Divide centred rewards by the std of the whole batch or of each group."""
     advantage_peers: Literal["group", "prompt"] = "group"

@@ -137,7 +137,7 @@ DEAD_KEYS: dict[str, str] = {
     "sample.num_steps": "the number of steps is the length of model.denoising_steps",
     "eval_num_steps": "evaluation samples as training does",
     "timestep_fraction": "algorithm.timesteps_per_sample says how many timesteps a sample trains on",
-    "adv_mode": _UNREAD,
+    "adv_mode": f"{_UNREAD}; algorithm.advantage_mode does what DiffusionNFT's did",
     "causal": "every model here is causal",
     "independent_first_frame": _UNREAD,
     "resolution": "model.height and model.width say it",

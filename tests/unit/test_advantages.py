@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astrolabe_ray.algorithms.advantages import group_advantages
+from astrolabe_ray.algorithms.advantages import AdvantageMode, group_advantages, shaped
 from astrolabe_ray.step_metrics import training_rewards
 from astrolabe_ray.types import Scores
 
@@ -102,3 +102,20 @@ def test_rewards_scaled_within_their_group_weigh_what_their_weights_say() -> Non
     assert scaled == pytest.approx([1.2247, -2.4495, 1.2247], abs=5e-3)
     (alone,) = training_rewards([group[:1]], weights, "group")
     assert alone == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "weights"),
+    [
+        ("all", [0.0, 0.3, 0.5, 0.7, 1.0]),
+        ("positive_only", [0.5, 0.5, 0.5, 0.7, 1.0]),
+        ("negative_only", [0.0, 0.3, 0.5, 0.5, 0.5]),
+        ("one_only", [0.5, 0.5, 0.5, 0.6, 0.6]),
+        ("binary", [0.4, 0.4, 0.5, 0.6, 0.6]),
+    ],
+)
+def test_modes_make_the_mixing_weights_of_diffusion_nft(mode: AdvantageMode, weights: list[float]) -> None:
+    """By hand: clip to 5, take the part, r = A / 10 + 1/2. Equal groups stay at 1/2: they teach nothing."""
+    advantages = shaped([-8.0, -2.0, 0.0, 2.0, 8.0], mode)
+    r = [max(-5.0, min(5.0, a)) / 10 + 0.5 for a in advantages]
+    assert r == pytest.approx(weights)

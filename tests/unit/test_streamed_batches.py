@@ -44,6 +44,17 @@ def advantages(batch: TrainBatch | TrainPart | None) -> dict[str, float]:
 GROUPS = [group(0, [1.0, 2.0, 6.0]), group(1, [5.0, 5.5, 3.0])]
 
 
+def test_the_mode_shapes_what_is_trained_on_alone_and_in_the_batch() -> None:
+    """A part with whole advantages would be added to a batch of signs."""
+    signs = {"g0/0": -1.0, "g0/1": -1.0, "g0/2": 1.0, "g1/0": 1.0, "g1/1": 1.0, "g1/2": -1.0}
+    made = batches(advantage_mode="binary", advantage_std="group")
+    assert advantages(made.part(GROUPS[0], 0)) | advantages(made.part(GROUPS[1], 0)) == signs
+    assert advantages(made.make(GROUPS, 0).batch) == signs
+    assert advantages(batches(advantage_mode="one_only").make(GROUPS, 0).batch) == {
+        name: max(sign, 0.0) for name, sign in signs.items()
+    }
+
+
 def test_a_group_alone_is_centred_and_the_batch_tells_by_what_to_divide() -> None:
     """By hand: mean 3 and weight 2 make -4, -2, 6; the std of all six doubled rewards is sqrt(167/12)."""
     made = batches()
@@ -138,6 +149,7 @@ def test_groups_go_in_the_order_of_their_dispatch() -> None:
         (["rollout.group_size=1", "rollout.batch_size=1"], "rollout.group_size=2"),
         (["algorithm.advantage_peers=prompt"], "advantage_peers=group"),
         (["algorithm.kl_samples=disagreeing"], "kl_samples=all"),
+        (["algorithm.advantage_mode=binary"], "advantage_std=group"),
         (["algorithm.timestep_draw=microbatch"], "timestep_draw=sample"),
         (["learner.keep_attention=true"], "keep_attention=false"),
     ],
