@@ -140,7 +140,7 @@ class Controller:
     async def _carry_out(self, clock: PhaseClock) -> None:
         """Everything after the setup."""
         assert self.channel.newest is not None, "the setup published a policy"
-        if self.buffer.version.step == 0 and not self.milestones.is_evaluated(0):
+        if self.milestones.start is None:
             with clock.phase("evaluate before"):
                 await self.milestones.evaluate("before", self.channel.newest)
         with clock.phase("train"):

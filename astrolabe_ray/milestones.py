@@ -104,6 +104,12 @@ class Milestones:
         done = {evaluation.version.step for evaluation in self.evaluations}
         return [s for s in range(step) if self.wants_evaluation(s) and s not in done]
 
+    @property
+    def start(self) -> Evaluation | None:
+        """What the others are compared with: of the policy that training began with, or of the checkpoint's
+        where nothing is known of the run before it."""
+        return next((evaluation for evaluation in self.evaluations if evaluation.phase == "before"), None)
+
     def is_evaluated(self, step: int) -> bool:
         return any(evaluation.version.step == step for evaluation in self.evaluations)
 
@@ -115,7 +121,7 @@ class Milestones:
         evaluation = await unless_stopped(work, self._stop)
         if evaluation is None:
             return
-        first = next((earlier for earlier in self.evaluations if earlier.phase == "before"), None)
+        first = self.start
         self.evaluations.append(evaluation)
         self._timeline.span("eval", "rollout actors", start, phase=phase)
         self.observer.evaluated(evaluation)

@@ -66,8 +66,8 @@ def _centred(group: Sequence[float], peers: Sequence[float]) -> list[float]:
 def shaped(advantages: Sequence[float], mode: AdvantageMode) -> list[float]:
     """What of the advantages a policy is trained on, as DiffusionNFT's code has it (`adv_mode`).
 
-    all: A. positive_only: max(A, 0). negative_only: min(A, 0). one_only: 1 where A > 0, else 0. binary: the sign
-    of A. Signs survive clipping, so it does not matter which comes first.
+    all: A. positive_only: max(A, 0). negative_only: min(A, 0). one_only: 1 where A > 0, else 0. binary: the
+    sign of A. Signs survive clipping, so it does not matter which comes first.
     """
     return [_SHAPES[mode](advantage) for advantage in advantages]
 

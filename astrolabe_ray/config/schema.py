@@ -155,8 +155,8 @@ class AlgorithmConfig(Section):
     kl_coef: float = Field(default=1e-4, ge=0)
     """Weight of the squared distance to the reference policy: see kl_reference."""
     kl_reference: Literal["start", "base", "lagging"] = "start"
-    """The reference policy: what training starts from, the base without `model.lora_init`, or one that follows
-    the trained one in jumps, as always with kl_samples=disagreeing."""
+    """The reference policy: what training starts from, the base without `model.lora_init`, or one that
+    follows the trained one in jumps, as always with kl_samples=disagreeing."""
     kl_samples: Literal["all", "disagreeing"] = "all"
     """Samples that the distance counts for; disagreeing: some of those that main_reward ranks above what the
     other rewards say; then kl_reference is lagging."""
@@ -168,7 +168,8 @@ class AlgorithmConfig(Section):
     reference_max_age: int = Field(default=15, gt=0)
     """Largest age in steps of a lagging reference policy."""
     reference_max_kl: float = Field(default=0.15, gt=0)
-    """Squared distance at which a lagging reference policy is set to the trained one; moves by up to a third."""
+    """Squared distance at which a lagging reference policy is set to the trained one; moves by a third at
+    most."""
     reward_scale: Literal["raw", "group"] = "raw"
     """What is weighted and added up: raw scores, or each reward centred and divided by its own std within a
     group, so that none drowns the others by its range."""

@@ -654,3 +654,11 @@ def test_a_resumed_run_is_compared_with_the_evaluations_of_its_first_part() -> N
     resumed.learner.resume_state = {"next_number": 4, "finished": [], "num_dropped": 0}
     resumed.controller.milestones.evaluations = [before]
     assert [e.phase for e in asyncio.run(resumed.run()).evaluations] == ["before", "after"]
+
+
+def test_a_resumed_run_of_which_nothing_is_known_is_compared_with_where_it_goes_on() -> None:
+    """A checkpoint of the first release, or one that was moved, would end with no gain and silent guards."""
+    resumed = Stage(config(), resume_from=Path("checkpoint-2"))
+    resumed.learner.resume_state = {"next_number": 4, "finished": [], "num_dropped": 0}
+    evaluations = asyncio.run(resumed.run()).evaluations
+    assert [(e.phase, e.version.step) for e in evaluations] == [("before", 2), ("after", 3)]
