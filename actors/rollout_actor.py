@@ -22,7 +22,8 @@ from actors.weight_receiver import WeightReceiver
 from astrolabe_ray.config.schema import LoraConfig, ModelConfig, RunConfig
 from astrolabe_ray.data.frames import derive_view
 from astrolabe_ray.errors import ConfigError, DataFailure, InfraFailure
-from astrolabe_ray.models.files import anywhere
+from astrolabe_ray.models.files import anywhere, files_of
+from astrolabe_ray.models.prompt_cache import prompt_encoder
 from astrolabe_ray.types import Blob, PolicyVersion, Rollout, RolloutRequest, WeightAck, WeightManifest
 from astrolabe_ray.weights.probe import probe_output
 
@@ -72,7 +73,9 @@ class RolloutActor:
         loaded = load_models(self.spec.model, device, text_encoder_on_host=on_host)
         self._model, self._vae, self._sampler = loaded.transformer, loaded.vae, loaded.sampler
         self._sampling = loaded.description
-        self._encode = lru_cache(CACHED_PROMPTS)(lambda prompt: loaded.text_encoder.encode([prompt]))
+        self._encode = lru_cache(CACHED_PROMPTS)(
+            prompt_encoder(loaded.text_encoder, files_of(self.spec.model), self.spec.model.prompt_cache)
+        )
         scale = self.spec.lora.alpha / self.spec.lora.rank
         self._weights = WeightReceiver(
             self._model, lora_scale=scale, name=self.name, base_on_host=self.spec.base_on_host
@@ -131,9 +134,7 @@ class RolloutActor:
 
     def _sample(self, request: RolloutRequest) -> Sampled:
         m, batch = self.spec.model, len(request.seeds)
-        text_kv = self._model.encode_text(
-            self._encode(request.prompt)
-        )  # anew: adapters reach cross-attention
+        text_kv = self._model.encode_text(self._encode(request.prompt)[None])  # adapters reach it: anew
         if request.prefix_seed is not None:
             return sample_clips(self._sampler, self._vae, text_kv, request, height=m.height, width=m.width)
         start, end = self._window(request)

@@ -20,6 +20,7 @@ from torch import Tensor
 from astrolabe_ray.algorithms.ema import ema_decay, ema_update_
 from astrolabe_ray.algorithms.old_policy import mixed, old_policy_decay
 from astrolabe_ray.errors import WeightMismatch
+from astrolabe_ray.models.prompt_cache import prompt_encoder
 from astrolabe_ray.models.registry import files_of, load_transformer
 from astrolabe_ray.models.text_encoder import TextEncoder
 from astrolabe_ray.models.wan.context import ContextRule
@@ -121,7 +122,7 @@ class LearnerWorker:
             dtype,
             on_host=spec.learner.text_encoder_on_host,
         )
-        self._encode = lru_cache(CACHED_PROMPTS)(lambda prompt: encoder.encode([prompt])[0].float())
+        self._encode = lru_cache(CACHED_PROMPTS)(prompt_encoder(encoder, files, m.prompt_cache))
         chunk, sink = (m.chunk_frames, m.sink_frames)
         if spec.algorithm.context_mask == "frame":
             chunk, sink = (1, 0)
@@ -357,7 +358,7 @@ class LearnerWorker:
     def _on_device(self, samples: Sequence[TrainSample]) -> Samples:
         return Samples(
             torch.stack([video(self._payloads[sample.rollout_id]) for sample in samples]).to(self.device),
-            torch.stack([self._encode(sample.prompt) for sample in samples]),
+            torch.stack([self._encode(sample.prompt) for sample in samples]).float(),
             torch.tensor([sample.advantage for sample in samples], device=self.device),
             torch.tensor([sample.kl_weight for sample in samples], device=self.device),
             samples[0].window_start,

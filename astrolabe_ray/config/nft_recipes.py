@@ -154,6 +154,7 @@ def _full_size(
         model=model.model_config(
             num_latent_frames=_whole_chunks(num_frames, model.config.chunk_frames),
             lora_init=model.lora if lora_init else None,
+            prompt_cache="prompt_cache",
         ),
         lora=LoraConfig(rank=256, alpha=256),
         data=DataConfig(

@@ -315,11 +315,6 @@ def _window_rules(config: RunConfig) -> Iterator[str]:
             "algorithm.clean_context=false shows the window noisy frames, and those before it are never "
             "noisy. Try --config.algorithm.clean_context=true."
         )
-    if start == "random" and config.learner.zero_stage == 3 and config.learner.num_ranks > 1:
-        yield (
-            "algorithm.window_start=random needs another number of forwards on each rank, and under ZeRO 3 "
-            "ranks wait for each other in every one. Try --config.learner.zero_stage=2."
-        )
 
 
 def _whole_video_rules(config: RunConfig) -> Iterator[str]:

@@ -50,9 +50,12 @@ class ModelConfig(Section):
     rope: Literal["absolute", "relative"] = "absolute"
     """Temporal positions: absolute frame index, or slot in the window."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the frozen base; LoRA, optimizer and EMA are always float32."""
+    """Of the frozen base; LoRA, optimizer and EMA are float32 unless lora.dtype says otherwise."""
     attention: Literal["auto", "sdpa", "flash2", "flash3"] = "auto"
     """Attention kernel; auto: the fastest that the GPU, the dtype and the installation allow."""
+    prompt_cache: str | None = None
+    """Folder with text embeddings of prompts, which actors, ranks and later runs share; made where it is
+    missing. None: each process encodes what it meets."""
 
 
 class LoraConfig(Section):

@@ -61,7 +61,7 @@ def anywhere(model: ModelConfig) -> ModelConfig:
     """`model` with absolute paths, which mean the same in a process that was started in another folder."""
     paths = {
         name: str(absolute(value))
-        for name in ("path", "checkpoint", "lora_init")
+        for name in ("path", "checkpoint", "lora_init", "prompt_cache")
         if (value := getattr(model, name)) is not None and value not in BUILTIN
     }
     return model.model_copy(update=paths)

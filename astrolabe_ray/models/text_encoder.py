@@ -31,8 +31,18 @@ class TextEncoder:
         """`device`: where prompts are encoded; the network may lie elsewhere."""
         self._network: Any = network
         self._tokenizer = tokenizer
-        self._text_len = text_len
+        self.text_len = text_len
         self._device = torch.device(device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where prompts are encoded."""
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the embeddings."""
+        return self._network.dtype
 
     @classmethod
     def load(
@@ -68,7 +78,7 @@ class TextEncoder:
             [clean_prompt(prompt) for prompt in prompts],
             padding="max_length",
             truncation=True,
-            max_length=self._text_len,
+            max_length=self.text_len,
             return_tensors="pt",
         )
         ids, mask = tokens.input_ids.to(self._device), tokens.attention_mask.to(self._device)

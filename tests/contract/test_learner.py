@@ -280,6 +280,36 @@ async def test_training_moves_every_adapter_tensor_and_nothing_of_the_base(spec:
         assert all(torch.equal(p, base[n]) for n, p in model.named_parameters() if n in base)
 
 
+@pytest.mark.parametrize(("dtype", "zero_stage"), [("float32", 2), ("bfloat16", 0)])
+async def test_every_entry_moves_at_a_small_learning_rate_in_float32_only(
+    spec: LearnerSpec, dtype: str, zero_stage: int
+) -> None:
+    """In bfloat16 a step of 1e-5 is lost beside a weight of 0.1: most of A would never be trained."""
+    spec = changed(
+        spec,
+        model={"dtype": "bfloat16"},
+        lora={"dtype": dtype},
+        algorithm={"ema_decay": 0.5},
+        learner={"lr": 1e-5, "adam_eps": 1e-8, "weight_decay": 0.0, "zero_stage": zero_stage},
+    )
+    async with running(spec) as learner:
+        before = await published(learner)
+        moved = {
+            adapter: {name: torch.zeros_like(t) for name, t in before.items()} for adapter in ("old", "ema")
+        }
+        for step in range(6):  # some come back to where they were
+            await learner.train(batch(step, samples(step)))
+            for adapter, seen in moved.items():
+                for name, tensor in (await published(learner, adapter)).items():
+                    seen[name] += tensor != before[name]
+        still = {adapter: sum(int((t == 0).sum()) for t in seen.values()) for adapter, seen in moved.items()}
+        num_entries = sum(tensor.numel() for tensor in before.values())
+    if dtype == "float32":
+        assert still == {"old": 0, "ema": 0}
+    else:
+        assert min(still.values()) > num_entries / 4
+
+
 @pytest.mark.parametrize("adapter", ["old", "ema"])
 async def test_the_probe_is_the_output_of_a_receiver_with_the_published_weights(spec, adapter) -> None:
     """The learner must answer for the adapter it published last, not for the one it trains."""

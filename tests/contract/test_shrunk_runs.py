@@ -104,6 +104,18 @@ def test_a_preset_of_each_kind_trains_two_shrunk_steps(spec: str, tmp_path: Path
         assert first["kl_loss"] == 0 < second["kl_loss"]
 
 
+def test_roles_share_the_text_embeddings_of_a_folder(tmp_path: Path) -> None:
+    """Each process would load the text encoder onto its GPU for prompts that another one has encoded."""
+    alone, folder = shrunk("nft_self_forcing.py:self_forcing_video_hpsv3_1gpu"), tmp_path / "texts"
+    sharing = apply_overrides(alone, [f"model.prompt_cache={folder}"])
+    _, want, _ = carry_out(alone, tmp_path / "alone")
+    outcome, got, _ = carry_out(sharing, tmp_path / "sharing")
+    assert [step["loss"] for step in got.steps] == [step["loss"] for step in want.steps]
+    heldout = {record.prompt for record in outcome.evaluations[0].records}
+    num_trained = 2 * sharing.rollout.num_groups
+    assert len(heldout) < len(list(folder.iterdir())) <= len(heldout) + num_trained, "ranks wrote none"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", PRESETS)
 def test_every_preset_trains_two_shrunk_steps(spec: str, tmp_path: Path) -> None:

@@ -118,6 +118,25 @@ async def test_copies_without_weight_keep_ranks_in_step_and_change_nothing(spec)
         assert difference(await weights(group), plain.old[result.version]) <= 2e-6
 
 
+@pytest.mark.slow
+async def test_windows_of_several_starts_keep_ranks_in_step(spec) -> None:
+    """Each earlier frame is a forward that gathers weights under ZeRO 3: one more on one rank would hang."""
+    spec = dataclasses.replace(spec, learner=spec.learner.model_copy(update={"zero_stage": 3}))
+    async with running(spec) as group:
+        plain = PlainLearner(spec, await weights(group))
+        for step in range(2):
+            starts = (3, 3, 4, 4, 0, 0)
+            s = [
+                dataclasses.replace(sample, window_start=start)
+                for start, sample in zip(starts, samples(step, number=6, frames=5), strict=True)
+            ]
+            batch = TrainBatch(step, SEED, (tuple((x,) for x in s[::2]), tuple((x,) for x in s[1::2])), 6)
+            result, oracle = await group.train(with_references(batch)), plain.train(s, SEED)
+            for name, value in oracle.items():
+                assert result.metrics[name] == pytest.approx(value, rel=5e-5), name
+        assert difference(await weights(group), plain.old[result.version]) <= 2e-6
+
+
 class Dying:
     """Its payloads end with its process."""
 

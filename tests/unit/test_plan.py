@@ -122,10 +122,6 @@ def test_the_demo_fits_two_cores() -> None:
         ([*WINDOW_OF_3, "algorithm.window_start=9"], "Try --config.algorithm.window_start=6."),
         ([*WINDOW_OF_3, "algorithm.window_start=-3"], "Try --config.algorithm.window_start=6."),
         ([*WINDOW_OF_3, "algorithm.clean_context=false"], "Try --config.algorithm.clean_context=true."),
-        (
-            [*WINDOW_OF_3, "algorithm.window_start=random", "learner.zero_stage=3", "learner.num_ranks=2"],
-            "Try --config.learner.zero_stage=2.",
-        ),
         (["evaluation.num_latent_frames=5"], "Try --config.evaluation.num_latent_frames=3 or 6."),
         ([f"rewards.{index}.weight=0" for index in range(3)], "every reward has weight 0"),
     ],

@@ -1,0 +1,116 @@
+"""Text embeddings on disk: a prompt is encoded once, by whichever process meets it first.
+
+A rollout actor meets a prompt first and learner ranks take what it left; later runs with the same text
+encoder do so, too. A full-size text encoder is 11 GB, an embedding without its padding some 0.3 MB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import pad
+
+from astrolabe_ray.models.files import ModelFiles
+from astrolabe_ray.models.text_encoder import TextEncoder, clean_prompt
+
+MAX_PROMPTS = 20_000
+"""Embeddings that a folder keeps, those used last: some 6 GB of full-size ones."""
+PRUNE_EVERY = 200  # embeddings written by one process
+DIGEST = "sha256"
+
+logger = logging.getLogger(__name__)
+
+
+def prompt_encoder(encoder: TextEncoder, files: ModelFiles, folder: str | None) -> Callable[[str], Tensor]:
+    """Encodes a prompt as [text_len, text_dim], as `encoder` does; taken from `folder` where it is there."""
+    if folder is None:
+        return lambda prompt: encoder.encode([prompt])[0]
+    return PromptCache(encoder, Path(folder), _identity(files)).encode
+
+
+class PromptCache:
+    """Embeddings of one text encoder in a folder that many processes share."""
+
+    def __init__(self, encoder: TextEncoder, folder: Path, identity: str) -> None:
+        """`identity`: of the encoder's weights and its tokenizer. A folder that can't be used is told of
+        once, and every prompt is then encoded here."""
+        self._encoder, self._folder = encoder, folder
+        self._made_by = f"{identity} {encoder.text_len} {encoder.dtype} {encoder.device.type}"
+        self._num_written, self._is_usable = 0, True
+
+    def encode(self, prompt: str) -> Tensor:
+        """[text_len, text_dim], bitwise what the encoder made of this prompt alone."""
+        path = self._folder / f"{_digest(f'{self._made_by} {clean_prompt(prompt)}'.encode())}.safetensors"
+        found = self._read(path)
+        if found is None:
+            made = self._encoder.encode([prompt])[0]
+            self._write(path, made)
+            return made
+        return pad(found.to(self._encoder.device), (0, 0, 0, self._encoder.text_len - len(found)))
+
+    def _read(self, path: Path) -> Tensor | None:
+        """The rows of a prompt's tokens; None where there are none, or other ones than were written."""
+        try:
+            with safe_open(path, "pt") as file:
+                rows, digest = file.get_tensor("text"), (file.metadata() or {}).get(DIGEST)
+            os.utime(path)
+        except (OSError, SafetensorError):
+            return None
+        return rows if _digest(_bytes(rows)) == digest else None
+
+    def _write(self, path: Path, text_LD: Tensor) -> None:
+        if not self._is_usable:
+            return
+        filled = text_LD.ne(0).any(1).nonzero()
+        rows = text_LD[: int(filled.max()) + 1 if len(filled) else 0].cpu().contiguous()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            draft = path.with_suffix(f".{uuid.uuid4().hex}.part")  # others may write the same prompt
+            save_file({"text": rows}, draft, {DIGEST: _digest(_bytes(rows))})
+            draft.replace(path)
+            self._num_written += 1
+            if self._num_written % PRUNE_EVERY == 0:
+                prune(self._folder, MAX_PROMPTS)
+        except OSError as reason:
+            self._is_usable = False
+            logger.warning("text embeddings are not kept in %s, each process makes its own: %s", path, reason)
+
+
+def prune(folder: Path, max_files: int) -> None:
+    """Delete all but the `max_files` files of `folder` that were used last."""
+    newest_first = sorted(_ages(folder), reverse=True)
+    for _, path in newest_first[max_files:]:
+        path.unlink(missing_ok=True)  # another process may have been faster
+
+
+def _ages(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in folder.iterdir():
+        try:
+            yield path.stat().st_mtime_ns, path
+        except FileNotFoundError:
+            continue
+
+
+def _identity(files: ModelFiles) -> str:
+    """Of the files behind a text encoder, without reading 11 GB of them."""
+    roots = (files.text_encoder, files.tokenizer)
+    found = [path for root in roots for path in ([root] if root.is_file() else sorted(root.rglob("*")))]
+    stats = [(path.name, path.stat()) for path in found]
+    return _digest(repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]).encode())
+
+
+def _bytes(rows: Tensor) -> bytes:
+    return rows.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

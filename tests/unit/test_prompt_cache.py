@@ -1,0 +1,123 @@
+"""Text embeddings on disk against the encoder that made them, with the embedded model's."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from astrolabe_ray.config.schema import ModelConfig
+from astrolabe_ray.models import prompt_cache
+from astrolabe_ray.models.files import files_of
+from astrolabe_ray.models.prompt_cache import PromptCache, prompt_encoder
+from astrolabe_ray.models.text_encoder import TextEncoder
+
+FILES = files_of(ModelConfig())
+PROMPTS = ["a large red circle moves left on a white background", "a star"]
+
+
+class Counting(TextEncoder):
+    """Counts the prompts that it encodes."""
+
+    num_encoded = 0
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        self.num_encoded += len(prompts)
+        return super().encode(prompts)
+
+
+def encoder(dtype: torch.dtype = torch.float32, text_len: int = 64) -> Counting:
+    made = TextEncoder.load(FILES.text_encoder, FILES.tokenizer, text_len, "cpu", dtype)
+    made.__class__ = Counting
+    assert isinstance(made, Counting)
+    return made
+
+
+def encoding(text_encoder: TextEncoder, folder: Path) -> Callable[[str], Tensor]:
+    return prompt_encoder(text_encoder, FILES, str(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_another_process_takes_what_the_first_one_made_bit_by_bit(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Actor and learner would see other texts, or padding that is not zero."""
+    first, second = encoder(dtype), encoder(dtype)
+    folder = tmp_path / "not" / "there"
+    for prompt in PROMPTS:
+        want = TextEncoder.encode(first, [prompt])[0]
+        first.num_encoded = 0
+        assert torch.equal(encoding(first, folder)(prompt), want)
+        taken = encoding(second, folder)(f"  {prompt} ")  # the same once it is cleaned
+        assert torch.equal(taken, want) and taken.dtype == dtype
+    assert (first.num_encoded, second.num_encoded) == (1, 0)
+    assert max(path.stat().st_size for path in folder.iterdir()) < 64 * want.shape[1] * want.itemsize
+
+
+def test_embeddings_of_another_encoder_are_not_taken(tmp_path: Path) -> None:
+    """Another dtype, length or set of weights makes other numbers under the same prompt."""
+    same, short, coarse = encoder(), encoder(text_len=32), encoder(torch.bfloat16)
+    for each in (same, short, coarse):
+        encoding(each, tmp_path)(PROMPTS[0])
+    PromptCache(same, tmp_path, "other weights").encode(PROMPTS[0])
+    assert (same.num_encoded, short.num_encoded, coarse.num_encoded) == (2, 1, 1)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("place", [-1, 3])
+def test_a_damaged_file_is_made_again(place: int, tmp_path: Path) -> None:
+    """A flipped bit would train on another prompt without a word."""
+    want = encoding(encoder(), tmp_path)(PROMPTS[0])
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    again = encoder()
+    for _ in range(2):
+        assert torch.equal(encoding(again, tmp_path)(PROMPTS[0]), want)
+    assert again.num_encoded == 1
+
+
+def test_a_folder_that_can_not_be_used_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk must not end a run, nor fill its log."""
+    (tmp_path / "file").touch()
+    counting = encoder()
+    encode = encoding(counting, tmp_path / "file" / "folder")
+    with caplog.at_level(logging.WARNING):
+        for prompt in PROMPTS:
+            assert torch.equal(encode(prompt), TextEncoder.encode(counting, [prompt])[0])
+    assert len(caplog.messages) == 1 and "text embeddings are not kept in" in caplog.messages[0]
+
+
+def test_the_folder_keeps_what_was_used_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run over a million prompts would fill the disk."""
+    monkeypatch.setattr(prompt_cache, "PRUNE_EVERY", 3)
+    monkeypatch.setattr(prompt_cache, "MAX_PROMPTS", 2)
+    encode = encoding(encoder(), tmp_path)
+    encode("a star")
+    for age, path in enumerate(tmp_path.iterdir(), 1):
+        os.utime(path, ns=(age, age))
+    encode("a circle")
+    for path in tmp_path.iterdir():
+        os.utime(path, ns=(5, 5))
+    encode("a star")  # used now
+    encode("a square")
+    counting = encoder()
+    encode = encoding(counting, tmp_path)
+    for prompt in ("a star", "a square"):
+        encode(prompt)
+    assert counting.num_encoded == 0
+    encode("a circle")
+    assert counting.num_encoded == 1
+
+
+def test_without_a_folder_each_process_encodes() -> None:
+    """The demo writes nothing beside its run."""
+    counting = encoder()
+    encode = prompt_encoder(counting, FILES, None)
+    assert torch.equal(encode(PROMPTS[0]), encode(PROMPTS[0])) and counting.num_encoded == 2
