@@ -133,6 +133,10 @@ def test_a_mistake_in_a_file_is_named(tmp_path: Path, content: str, words: str) 
         ({"dtype": "int8"}, "one of 'float32' or 'bfloat16'"),
         ({"rewards": '{"tiny_clip": 1.0}'}, "without weights"),
         ({"batch_size": 0}, "greater than 0"),
+        ({"height": 8208}, "height = 8208: must be at most 8192"),
+        ({"width": 10**9}, "at most 8192"),
+        ({"fps": 241}, "at most 240"),
+        ({"chunk_frames": 10**6}, "at most 240"),
         ({"window_frames": "some"}, "a whole number"),
     ],
 )
