@@ -101,7 +101,19 @@ def read_prompts(options: GenerateOptions) -> list[str]:
         raise ConfigError("--num-prompts is how many of --prompt-file are made, and --prompt is one")
     if not options.prompt.strip():
         raise ConfigError("--prompt is empty; describe what the video shows")
+    _require_unicode(options.prompt)
     return [" ".join(options.prompt.split())]
+
+
+def _require_unicode(prompt: str) -> None:
+    """Raises ConfigError for a byte of the command line that is not UTF-8: half a pair of surrogates."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"--prompt holds no UTF-8 at character {error.start + 1}: {prompt[error.start]!a}; type it "
+            "anew, or put it into a UTF-8 file and name that as --prompt-file"
+        ) from None
 
 
 def model_config(options: GenerateOptions, base: PublishedModel) -> ModelConfig:

@@ -145,6 +145,13 @@ def test_a_video_is_no_longer_than_a_day(options: dict[str, object], message: st
         planned(**options)
 
 
+def test_a_prompt_that_is_no_utf8_is_refused() -> None:
+    """It would end in a traceback of the tokenizer, after the models were loaded."""
+    typed = "a grüner circle".encode("latin-1").decode("utf-8", "surrogateescape")  # as Python does
+    with pytest.raises(ConfigError, match=r"--prompt holds no UTF-8 at character 5: '\\udcfc'; type it anew"):
+        planned(prompt=typed)
+
+
 def test_a_number_of_prompts_needs_a_file_of_them() -> None:
     with pytest.raises(ConfigError, match="--num-prompts is how many of --prompt-file are made"):
         planned(num_prompts=2)
