@@ -243,6 +243,22 @@ def test_latents_of_another_model_are_named(spec: VideoModelSpec, tmp_path: Path
         worker(spec, initial=str(tmp_path / "given.safetensors"))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_latents_that_are_no_numbers_are_blamed_on_their_file(
+    spec: VideoModelSpec, tmp_path: Path, value: float
+) -> None:
+    """Every prompt would be left out as one that can't be made."""
+    latents = torch.zeros(7, 4, 4, 4)
+    latents[6] = value  # of no whole chunk, and left out
+    save_file({"latents": latents}, tmp_path / "given.safetensors")
+    worker(spec, initial=str(tmp_path / "given.safetensors"))
+    latents[4, 2, 1, 3] = value
+    save_file({"latents": latents}, tmp_path / "given.safetensors")
+    words = r"given\.safetensors are not finite in 1 of 6 latent frames, the first is 4; give a file without"
+    with pytest.raises(ConfigError, match=words):
+        worker(spec, initial=str(tmp_path / "given.safetensors"))
+
+
 def test_a_lora_changes_the_model_as_peft_does(spec: VideoModelSpec, tmp_path: Path) -> None:
     """A LoRA with the wrong scale, or none at all, is not seen in a video."""
     model = load_transformer(resolve(spec.model.path), torch.float32, "cpu")
