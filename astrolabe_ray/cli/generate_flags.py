@@ -69,7 +69,7 @@ Lora = Annotated[
     str | None,
     _flag(
         MODEL,
-        "PEFT folder, or a checkpoint of a run, in place of the base model's own; `none`: without that, too.",
+        "LoRA (folder, file, a run's checkpoint) in place of the base model's own; `none`: without it, too.",
         metavar="DIR",
     ),
 ]
