@@ -57,6 +57,15 @@ def test_a_checkpoint_of_ones_own_does_not_have_the_keys_of_the_base_models() ->
     assert chosen.checkpoint_key == "generator"
 
 
+def test_the_guide_says_how_each_base_model_is_sampled() -> None:
+    """Who compares with the release would look for a difference where there is none, or miss one."""
+    guide = (Path(__file__).parents[2] / "docs" / "generate.md").read_text()
+    for name, base in BASE_MODELS.items():
+        m = model_config(generate_options({"base_model": name}), base)
+        window = "all" if m.window_frames is None else m.window_frames
+        assert f"| `{name}` | {window} | {m.sink_frames} | {m.rope} | {m.chunk_frames} |\n" in guide
+
+
 @pytest.mark.parametrize(
     ("in_file", "typed", "expected"),
     [
