@@ -27,7 +27,8 @@ def given_latents(models: VideoModels, path: str) -> Tensor:
     Of a video the last 4 (T - 1) + 1 frames are taken, T being the largest multiple of chunk_frames
     that it is long enough for, in the size of the videos to be made. Of latents the first T: the first
     one of a video stands for one frame and all others for four, so none of them can take its place.
-    Raises ConfigError for a file that is too short or can't be read, and for latents of another shape.
+    Raises ConfigError for a file that is too short or can't be read, and for latents of another shape or
+    with values that are no numbers.
     """
     m = models.spec.model
     if Path(path).suffix == ".safetensors":
@@ -40,6 +41,7 @@ def given_latents(models: VideoModels, path: str) -> Tensor:
             )
         usable = len(latents) // m.chunk_frames * m.chunk_frames
         _require(usable, len(latents), m.chunk_frames, path, "latent frames", m.chunk_frames)
+        _require_finite(latents[:usable], path)
         return latents[:usable].float()
     video = _read_video(Path(path))
     usable = ((len(video) + 3) // FRAMES_PER_LATENT_FRAME) // m.chunk_frames * m.chunk_frames
@@ -57,6 +59,15 @@ def _require(usable: int, found: int, chunk_frames: int, path: str, what: str, n
         raise ConfigError(
             f"{path} has {found} {what}, a chunk of {chunk_frames} latent frames needs {needed}; "
             "give a longer one"
+        )
+
+
+def _require_finite(latents: Tensor, path: str) -> None:
+    bad = (~latents.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    if bad:
+        raise ConfigError(
+            f"the latents in {path} are not finite in {len(bad)} of {len(latents)} latent frames, the first "
+            f"is {bad[0]}; give a file without NaN and infinity"
         )
 
 

@@ -15,10 +15,10 @@ import torch
 
 from actors.given_video import given_latents
 from actors.interactive import Turn, VideoSession
+from actors.memory_limits import memory_limits
 from actors.scene_sheet import SceneSheet
 from actors.video_models import VideoModels
 from astrolabe_ray.data.frames import derive_view
-from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.report.video import Mp4Writer
 from astrolabe_ray.video_tasks import FinishedVideos, VideoModelSpec, VideoPiece, VideoTask
 
@@ -33,31 +33,42 @@ class VideoWorker:
         return self.name
 
     def setup(self) -> None:
-        """Load the models. Raises ConfigError when files are absent or do not fit."""
+        """Load the models. Raises ConfigError when files are absent or do not fit, memory included."""
         if self.spec.num_threads is not None:
             torch.set_num_threads(self.spec.num_threads)
-        self._models = VideoModels.load(self.spec)
+        with memory_limits(
+            self.name,
+            "loading the models",
+            on_gpu="Try --low-memory, or another --base-model.",
+            on_cpu="Use fewer --workers, or another --base-model.",
+        ):
+            self._models = VideoModels.load(self.spec)
         initial = self.spec.initial
-        self._given_TCHW = None if initial is None else given_latents(self._models, initial)
+        shorter = "Lower --height or --width, or give a shorter one."
+        with memory_limits(self.name, f"reading {initial}", on_gpu=shorter, on_cpu=shorter):
+            self._given_TCHW = None if initial is None else given_latents(self._models, initial)
 
     def make(self, tasks: Sequence[VideoTask]) -> Iterator[Any]:
         """Videos of equal plan structure: a VideoPiece for each chunk, then FinishedVideos without
         views, then each view (uint8 [F, 3, H, W]) of each video, which can travel on its own.
 
         Memory grows with the length only for the mp4 bytes that are not streamed, and for views.
-        Raises ConfigError when the GPU's memory is too small, DataFailure for latents that are not finite.
+        Raises ConfigError when the memory is too small, DataFailure for latents that are not finite.
         """
+        with memory_limits(
+            self.name,
+            f"with {len(tasks)} videos at a time",
+            on_gpu="Lower --batch-size or --window-frames, or try --low-memory.",
+            on_cpu="Lower --batch-size, --window-frames, --height or --width.",
+        ):
+            yield from self._made(tasks)
+
+    def _made(self, tasks: Sequence[VideoTask]) -> Iterator[Any]:
         start = time.perf_counter()
         outputs = [_Output(task, self.spec, self._num_given) for task in tasks]
-        try:
-            for number, frames in enumerate(self._session(tasks), start=1):
-                parts = tuple(output.add(video) for output, video in zip(outputs, frames, strict=True))
-                yield VideoPiece(max(0, number - self._num_given_chunks), parts)
-        except torch.OutOfMemoryError as reason:
-            raise ConfigError(
-                f"{self.name} ran out of GPU memory with {len(tasks)} videos at a time: {reason}. "
-                "Lower --batch-size or --window-frames, or try --low-memory."
-            ) from None
+        for number, frames in enumerate(self._session(tasks), start=1):
+            parts = tuple(output.add(video) for output, video in zip(outputs, frames, strict=True))
+            yield VideoPiece(max(0, number - self._num_given_chunks), parts)
         yield FinishedVideos(
             num_frames=outputs[0].num_frames,
             seconds=(time.perf_counter() - start) / len(tasks),

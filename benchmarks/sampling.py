@@ -36,6 +36,7 @@ from astrolabe_ray.models.wan.transformer import CausalWanModel
 from benchmarks.plain_sampling import plain_sample
 
 FRAMES_PER_LATENT_FRAME = 4
+WAYS = ("plain", "ring", "compiled", "graphs")
 COPIES = ("aten.clone", "aten.copy_", "aten._to_copy", "aten.cat", "aten.fill_", "aten.zeros", "aten.zero_")
 READS = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal", "aten._unique2")
 """What needs a value, or a number of values, of the device on the host: a GPU has to finish first."""
@@ -119,11 +120,12 @@ def main(
     device: Annotated[Literal["cpu", "cuda"], typer.Option()] = "cpu",
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option()] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="Of torch, on a CPU.")] = 1,
-    ways: Annotated[str, typer.Option(help="Some of plain, ring, compiled, graphs (CUDA).")] = ("plain,ring"),
+    ways: Annotated[str, typer.Option(help="Some of plain, ring, compiled, graphs (CUDA).")] = "plain,ring",
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Frames per second of each way, and the others' against the first."""
+    names = chosen_ways(ways)
     torch.set_num_threads(threads)
     transformer = build(model, device, getattr(torch, dtype))
     rule = ContextRule(3, window or None, sink, rope)
@@ -150,13 +152,9 @@ def main(
 
         return run
 
-    every = {
-        "plain": plain,
-        "ring": ring,
-        "compiled": compiled(None),
-        "graphs": compiled("reduce-overhead"),
-    }
-    chosen = {name: every[name] for name in ways.split(",")}
+    runs: list[Callable[[], Tensor]] = [plain, ring, compiled(None), compiled("reduce-overhead")]
+    every: dict[str, Callable[[], Tensor]] = dict(zip(WAYS, runs, strict=True))
+    chosen = {name: every[name] for name in names}
     reference = ring()
     difference = max(float((way() - reference).abs().max()) for way in chosen.values())
     num_frames = batch * (FRAMES_PER_LATENT_FRAME * (num_latent_frames - 1) + 1)
@@ -167,6 +165,16 @@ def main(
         typer.echo(json.dumps({**rows, "max_difference": difference, "torch": torch.__version__}))
     else:
         show(speeds, f"{model}, {size[0]} latent frames, {batch} videos, {device}, {dtype}", difference)
+
+
+def chosen_ways(text: str) -> list[str]:
+    """Names of ways, with commas between them. Raises BadParameter for one that there is not."""
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in WAYS]
+    if unknown:
+        reason = f"there is no way '{unknown[0]}'; there are: {', '.join(WAYS)}"
+        raise typer.BadParameter(reason, param_hint="--ways")
+    return names
 
 
 class CompiledBlocks:

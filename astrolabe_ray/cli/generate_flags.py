@@ -69,15 +69,15 @@ Lora = Annotated[
     str | None,
     _flag(
         MODEL,
-        "PEFT folder, or a checkpoint of a run, in place of the base model's own; `none`: without that, too.",
+        "LoRA (folder, file, a run's checkpoint) in place of the base model's own; `none`: without it, too.",
         metavar="DIR",
     ),
 ]
 NumFrames = Annotated[int | None, _flag(LENGTH, "Length; becomes the nearest whole number of chunks.")]
 Seconds = Annotated[float | None, _flag(LENGTH, "The same in seconds.")]
-Height = Annotated[int | None, _flag(LENGTH, "Pixels, a multiple of 16.")]
-Width = Annotated[int | None, _flag(LENGTH, "Pixels, a multiple of 16.")]
-Fps = Annotated[int | None, _flag(LENGTH, "Frames a second.")]
+Height = Annotated[int | None, _flag(LENGTH, "Pixels, a multiple of 16, 8192 at most.")]
+Width = Annotated[int | None, _flag(LENGTH, "Pixels, a multiple of 16, 8192 at most.")]
+Fps = Annotated[int | None, _flag(LENGTH, "Frames a second, 240 at most.")]
 InitialVideo = Annotated[
     str | None,
     _flag(LENGTH, "A video (.mp4) or latents (.safetensors) that every video goes on from.", metavar="FILE"),
@@ -90,7 +90,7 @@ Warp = Annotated[
         SAMPLING, "Warp the schedule, or use its numbers as timesteps.", "--warp/--no-warp", default="warp"
     ),
 ]
-ChunkFrames = Annotated[int | None, _flag(SAMPLING, "Latent frames made together.")]
+ChunkFrames = Annotated[int | None, _flag(SAMPLING, "Latent frames made together, 240 at most.")]
 Window = Annotated[
     str | None,
     _flag(

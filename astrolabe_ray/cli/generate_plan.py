@@ -25,6 +25,7 @@ from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.files import absolute, anywhere, files_of, find_lora
 from astrolabe_ray.models.stamps import Stamp, file_stamps, lora_stamps, model_stamps
 from astrolabe_ray.models.wan.context import ContextRule
+from astrolabe_ray.video_folder import VideoFolder
 from astrolabe_ray.video_tasks import FRAMES_PER_LATENT_FRAME, VideoModelSpec, VideoPlan, VideoTask
 
 LONG_VIDEOS: dict[str, dict[str, Any]] = {"tiny_sprites": {"rope": "relative"}}
@@ -48,6 +49,8 @@ class GeneratePlan:
 def plan_generate(options: GenerateOptions, wiring: Wiring) -> GeneratePlan:
     """Raises ConfigError for anything that can't work."""
     prompts = read_prompts(options)
+    if not options.output_dir:
+        raise ConfigError("--output-dir is empty; name a folder, or write --output-dir . for this one")
     base = _base_model(options.base_model)
     model = model_config(options, base)
     check_sampling(model)
@@ -81,6 +84,8 @@ def plan_generate(options: GenerateOptions, wiring: Wiring) -> GeneratePlan:
         for number, (prompt, plan) in enumerate(zip(prompts, plans, strict=True))
         for sample in range(options.samples_per_prompt)
     )
+    if initial is not None and options.save_videos:
+        _require_kept(Path(initial), tasks, options)
     return GeneratePlan(spec, tasks, rewards, num_gpus)
 
 
@@ -96,7 +101,19 @@ def read_prompts(options: GenerateOptions) -> list[str]:
         raise ConfigError("--num-prompts is how many of --prompt-file are made, and --prompt is one")
     if not options.prompt.strip():
         raise ConfigError("--prompt is empty; describe what the video shows")
+    _require_unicode(options.prompt)
     return [" ".join(options.prompt.split())]
+
+
+def _require_unicode(prompt: str) -> None:
+    """Raises ConfigError for a byte of the command line that is not UTF-8: half a pair of surrogates."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"--prompt holds no UTF-8 at character {error.start + 1}: {prompt[error.start]!a}; type it "
+            "anew, or put it into a UTF-8 file and name that as --prompt-file"
+        ) from None
 
 
 def model_config(options: GenerateOptions, base: PublishedModel) -> ModelConfig:
@@ -244,6 +261,16 @@ def _initial(file: str | None) -> str | None:
     if not path.is_file():
         raise ConfigError(f"--initial-video {file} does not exist")
     return str(path)
+
+
+def _require_kept(initial: Path, tasks: Sequence[VideoTask], options: GenerateOptions) -> None:
+    """Raises ConfigError if one of the videos would take the place of the one that all go on from."""
+    folder = VideoFolder(absolute(options.output_dir), options.samples_per_prompt)
+    if any(folder.video(task).resolve() == initial for task in tasks):
+        raise ConfigError(
+            f"--initial-video {options.initial_video} would be written over: it is where this command puts a "
+            "video of its own; give another --output-dir"
+        )
 
 
 def _num_gpus(options: GenerateOptions) -> float:

@@ -15,6 +15,8 @@ from astrolabe_ray.errors import ConfigError
 
 MAX_SECONDS = 86_400
 """Of a video: more is a slip of the finger, and would only show when the disk is full."""
+MAX_SIDE, MAX_FPS, MAX_CHUNK_FRAMES = 8192, 240, 240
+"""Pixels, frames a second, latent frames: more than any model makes."""
 
 
 class GenerateOptions(Section):
@@ -34,15 +36,15 @@ class GenerateOptions(Section):
 
     num_frames: int | None = Field(default=None, gt=0, le=60 * MAX_SECONDS)
     seconds: float | None = Field(default=None, gt=0, le=MAX_SECONDS)
-    height: int | None = Field(default=None, gt=0)
-    width: int | None = Field(default=None, gt=0)
-    fps: int | None = Field(default=None, gt=0)
+    height: int | None = Field(default=None, gt=0, le=MAX_SIDE)
+    width: int | None = Field(default=None, gt=0, le=MAX_SIDE)
+    fps: int | None = Field(default=None, gt=0, le=MAX_FPS)
     initial_video: str | None = None
 
     denoising_steps: tuple[int, ...] | None = None
     timestep_shift: float | None = Field(default=None, gt=0)
     warp: bool = True
-    chunk_frames: int | None = Field(default=None, gt=0)
+    chunk_frames: int | None = Field(default=None, gt=0, le=MAX_CHUNK_FRAMES)
     window_frames: int | None = Field(default=None, ge=-1)
     sink_frames: int | None = Field(default=None, ge=0)
     rope: Literal["absolute", "relative"] | None = None

@@ -139,6 +139,9 @@ DEAD_KEYS: dict[str, str] = {
     "timestep_fraction": "algorithm.timesteps_per_sample says how many timesteps a sample trains on",
     "adv_mode": f"{_UNREAD}; algorithm.advantage_mode does what DiffusionNFT's did",
     "causal": "every model here is causal",
+    "is_causal": "every model here is causal",
+    "infer_only": "sampling and training use one model class",
+    "eval_batches": "evaluation.num_prompts says how many prompts are evaluated",
     "independent_first_frame": _UNREAD,
     "resolution": "model.height and model.width say it",
     "use_lora": "only adapters are trained",
@@ -154,6 +157,8 @@ DEAD_KEYS: dict[str, str] = {
     "warp_denoising_step": "the schedule is always warped, by model.timestep_shift",
 }
 """Last part of an old key (or all of it) -> why it does nothing here."""
+_SECTIONS = ("sample", "train", "model_kwargs")
+"""Of old keys; the part behind the dot says what is meant."""
 
 
 def translated(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -183,7 +188,8 @@ def _translated(key: str, text: str) -> list[str] | None:
     """None for a key that is no old one."""
     if key.startswith(OLD_REWARD_PREFIX):
         return [f"rewards.{key.removeprefix(OLD_REWARD_PREFIX)}.weight={text}"]
-    reason = DEAD_KEYS.get(key) or DEAD_KEYS.get(key.removeprefix("sample.").removeprefix("train."))
+    section, _, name = key.partition(".")
+    reason = DEAD_KEYS.get(key) or (DEAD_KEYS.get(name) if section in _SECTIONS else None)
     if reason is not None:
         raise ConfigError(f"'{key}' does nothing: {reason}. Leave it out.")
     if key not in OLD_KEYS:

@@ -30,6 +30,8 @@ TEXT_ENCODER_STEM = "model"
 LORA_CONFIG = "adapter_config.json"
 _NOT_PLAIN = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
 LORA_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+DIFFUSERS_LORA = "pytorch_lora_weights.safetensors"
+"""The one file of a LoRA's folder that is written for diffusers."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def absolute(path: str) -> Path:
 
 
 def find_lora(path: Path) -> Path:
-    """The adapter folder that `path` is or holds (`lora/` of a checkpoint), or `path` if it is a file.
+    """The adapter folder that `path` is or holds (`lora/` of a checkpoint), or the file that it is or that it
+    holds for diffusers.
 
     Raises ConfigError if there is no adapter.
     """
@@ -124,8 +127,11 @@ def find_lora(path: Path) -> Path:
             if not any((folder / name).is_file() for name in LORA_WEIGHTS):
                 raise ConfigError(f"{folder} holds {LORA_CONFIG} but no {' or '.join(LORA_WEIGHTS)}")
             return folder
+        if (folder / DIFFUSERS_LORA).is_file():
+            return folder / DIFFUSERS_LORA
     raise ConfigError(
-        f"there is no LoRA in {path}: name a file, or a folder that holds {LORA_CONFIG}, itself or in lora/"
+        f"there is no LoRA in {path}: name a file, or a folder that holds {LORA_CONFIG} or {DIFFUSERS_LORA}, "
+        "itself or in lora/"
     )
 
 

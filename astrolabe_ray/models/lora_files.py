@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.models.checkpoints import require_fit, shapes_of
-from astrolabe_ray.models.files import LORA_CONFIG, LORA_WEIGHTS, find_lora, lora_size
+from astrolabe_ray.models.files import DIFFUSERS_LORA, LORA_CONFIG, LORA_WEIGHTS, find_lora, lora_size
 from astrolabe_ray.models.lora import block_linears
 from astrolabe_ray.models.wan.names import bare_name
 from astrolabe_ray.models.weight_files import kind_of, read_pickled, read_safetensors
 
 LoraFormat = Literal["peft", "seed", "diffusers"]
 GENERATOR_LORA = "generator_lora"  # LongLive's file keeps the critic's LoRA beside it
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 _PEFT_PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<linear>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
 
@@ -44,7 +43,8 @@ class Lora:
 
 
 def read_lora(path: Path) -> Lora:
-    """Read a PEFT folder, a checkpoint folder with `lora/` in it, or a file (.pt, .bin, .safetensors).
+    """Read a folder that `write_lora` or PEFT wrote, itself or as `lora/` of a checkpoint, or a file (.pt,
+    .bin, .safetensors).
 
     A file that is not a PEFT folder's does not say its alpha: it is taken to be the rank, as LongLive and
     diffusers do. Raises ConfigError for what is damaged, no LoRA, or of a kind that is not plain A and B.
@@ -83,7 +83,7 @@ def write_lora(lora: Lora, folder: Path, form: LoraFormat = "peft") -> None:
     if form == "diffusers":
         scaled = {n: t * lora.scale if n.endswith("lora_B") else t for n, t in lora.tensors.items()}
         named = {f"diffusion_model.{name}.weight": t.contiguous() for name, t in scaled.items()}
-        save_file(named, folder / DIFFUSERS_FILE, metadata={"format": "pt"})
+        save_file(named, folder / DIFFUSERS_LORA, metadata={"format": "pt"})
         return
     named = {f"{_PEFT_PREFIX}{name}.weight": tensor.contiguous() for name, tensor in lora.tensors.items()}
     if form == "peft":

@@ -14,6 +14,8 @@ import numpy as np
 
 MIN_SIDE = 192
 """Pixels; smaller videos are enlarged by whole numbers without smoothing."""
+MAX_SIDE = 4096
+"""Pixels that no enlargement goes beyond; H.264 ends at 16384."""
 FRAGMENTS = {"movflags": "empty_moov+default_base_moof+frag_every_frame"}
 """Of a file that can be played while it grows: a header without an index, then a fragment a frame."""
 
@@ -33,7 +35,7 @@ class Mp4Writer:
 
     def __init__(self, *, height: int, width: int, fps: int, comment: str, growing: bool = False) -> None:
         """`comment` goes into the file's metadata."""
-        self._factor = max(1, -(-MIN_SIDE // min(height, width)))
+        self._factor = _factor(height, width)
         self._bytes: _Pipe | io.BytesIO = _Pipe() if growing else io.BytesIO()
         self._file: Any = av.open(self._bytes, "w", format="mp4", options=FRAGMENTS if growing else {})
         self._file.metadata["comment"] = comment
@@ -57,6 +59,12 @@ class Mp4Writer:
         self._file.mux(self._stream.encode())
         self._file.close()
         return self._bytes.take() if isinstance(self._bytes, _Pipe) else self._bytes.getvalue()
+
+
+def _factor(height: int, width: int) -> int:
+    """How many times a video is enlarged."""
+    wanted = -(-MIN_SIDE // min(height, width))
+    return max(1, min(wanted, MAX_SIDE // max(height, width)))
 
 
 class _Pipe:

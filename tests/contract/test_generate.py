@@ -81,6 +81,8 @@ def generate(*arguments: str, cwd: Path = ROOT, rc: int = 0) -> subprocess.Compl
         ),
         (["--prompt", RED, "--num-frames", "33", "--seconds", "4"], "--num-frames and --seconds both give "),
         (["--prompt", RED, "--num_frames", "0"], "generate: num_frames = 0: must be greater than 0"),
+        (["--prompt", RED, "--height", "16384"], "generate: height = 16384: must be at most 8192"),
+        (["--prompt", RED, "--output-dir", ""], "--output-dir is empty; name a folder"),
         (["--prompt", RED, "--initial-video", "x.avi"], "--initial-video x.avi must be a video (.mp4) or "),
         (["--prompt", RED, "--initial-video", "x.mp4"], "--initial-video x.mp4 does not exist"),
         (

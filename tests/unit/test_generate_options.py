@@ -57,6 +57,15 @@ def test_a_checkpoint_of_ones_own_does_not_have_the_keys_of_the_base_models() ->
     assert chosen.checkpoint_key == "generator"
 
 
+def test_the_guide_says_how_each_base_model_is_sampled() -> None:
+    """Who compares with the release would look for a difference where there is none, or miss one."""
+    guide = (Path(__file__).parents[2] / "docs" / "generate.md").read_text()
+    for name, base in BASE_MODELS.items():
+        m = model_config(generate_options({"base_model": name}), base)
+        window = "all" if m.window_frames is None else m.window_frames
+        assert f"| `{name}` | {window} | {m.sink_frames} | {m.rope} | {m.chunk_frames} |\n" in guide
+
+
 @pytest.mark.parametrize(
     ("in_file", "typed", "expected"),
     [
@@ -133,6 +142,10 @@ def test_a_mistake_in_a_file_is_named(tmp_path: Path, content: str, words: str) 
         ({"dtype": "int8"}, "one of 'float32' or 'bfloat16'"),
         ({"rewards": '{"tiny_clip": 1.0}'}, "without weights"),
         ({"batch_size": 0}, "greater than 0"),
+        ({"height": 8208}, "height = 8208: must be at most 8192"),
+        ({"width": 10**9}, "at most 8192"),
+        ({"fps": 241}, "at most 240"),
+        ({"chunk_frames": 10**6}, "at most 240"),
         ({"window_frames": "some"}, "a whole number"),
     ],
 )

@@ -145,9 +145,46 @@ def test_a_video_is_no_longer_than_a_day(options: dict[str, object], message: st
         planned(**options)
 
 
+def test_a_prompt_that_is_no_utf8_is_refused() -> None:
+    """It would end in a traceback of the tokenizer, after the models were loaded."""
+    typed = "a grüner circle".encode("latin-1").decode("utf-8", "surrogateescape")  # as Python does
+    with pytest.raises(ConfigError, match=r"--prompt holds no UTF-8 at character 5: '\\udcfc'; type it anew"):
+        planned(prompt=typed)
+
+
 def test_a_number_of_prompts_needs_a_file_of_them() -> None:
     with pytest.raises(ConfigError, match="--num-prompts is how many of --prompt-file are made"):
         planned(num_prompts=2)
+
+
+def test_no_video_takes_the_place_of_what_it_goes_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source would be lost, and the same command would go on from what it made, again and again."""
+    monkeypatch.chdir(tmp_path)
+    Path("out/videos").mkdir(parents=True)
+    Path("link").symlink_to("out")
+    for name in ("00000.mp4", "00001.mp4"):
+        Path("out/videos", name).touch()
+
+    def going_on_from(name: str, **more: object) -> GeneratePlan:
+        return planned(initial_video=name, **({"output_dir": "out"} | more))
+
+    own = "--initial-video {} would be written over: .* give another --output-dir"
+    with pytest.raises(ConfigError, match=own.format("out/videos/00000.mp4")):
+        going_on_from("out/videos/00000.mp4")
+    with pytest.raises(ConfigError, match=own.format("link/videos/00000.mp4")):
+        going_on_from("link/videos/00000.mp4")
+    going_on_from("out/videos/00001.mp4")  # of a second prompt, which there is not
+    going_on_from("out/videos/00000.mp4", output_dir="other")
+    going_on_from("out/videos/00000.mp4", samples_per_prompt=2)  # 00000-00.mp4, 00000-01.mp4
+    going_on_from("out/videos/00000.mp4", save_videos=False)
+
+
+def test_a_folder_without_a_name_is_refused() -> None:
+    """An unset variable in a script, and the videos lie in whatever folder it was started in."""
+    with pytest.raises(ConfigError, match="--output-dir is empty; name a folder"):
+        planned(output_dir="")
 
 
 def test_a_published_lora_belongs_to_the_published_checkpoint(

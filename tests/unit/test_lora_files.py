@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from astrolabe_ray.errors import ConfigError, WeightMismatch
+from astrolabe_ray.models.files import find_lora
 from astrolabe_ray.models.lora import MergedLinears, block_linears, merge_for_good
 from astrolabe_ray.models.lora_files import Lora, read_lora, require_lora_fits, write_lora
 from astrolabe_ray.models.rounding import rounded_by_chance
@@ -150,6 +151,18 @@ def test_diffusers_gives_our_output_with_the_exported_adapter(tmp_path: Path) ->
     ours = CausalWanModel(replace(a, text_len=512)).eval()
     ours.load_state_dict(merged(lora).state_dict())
     torch.testing.assert_close(flow_of(ours), expected.transpose(1, 2), atol=1e-3, rtol=1e-3)
+
+
+def test_the_folder_that_is_written_for_diffusers_is_read(tmp_path: Path) -> None:
+    """What was exported could be loaded by others only, or by the name of the file in it."""
+    lora = random_lora()
+    write_lora(lora, folder(tmp_path / "lora"), "diffusers")
+    file = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
+    assert find_lora(tmp_path / "lora") == find_lora(tmp_path) == find_lora(file) == file
+    found = read_lora(tmp_path / "lora")
+    torch.testing.assert_close(flow_of(merged(found)), flow_of(merged(lora)), atol=1e-5, rtol=1e-5)
+    write_lora(lora, tmp_path / "lora")
+    assert_same(read_lora(tmp_path / "lora"), lora)  # PEFT's files say alpha
 
 
 def test_merging_gives_the_adapters_output_and_unmerging_the_base_bitwise() -> None:
@@ -290,7 +303,10 @@ def test_settings_that_the_weights_do_not_have_are_refused(tmp_path: Path, chang
 
 def test_a_folder_without_an_adapter_says_what_belongs_there(tmp_path: Path) -> None:
     """A run's folder in place of its checkpoint's."""
-    with pytest.raises(ConfigError, match=r"there is no LoRA in .*adapter_config\.json, itself or in lora/"):
+    words = (
+        r"there is no LoRA in .*adapter_config\.json or pytorch_lora_weights\.safetensors, itself or in lora/"
+    )
+    with pytest.raises(ConfigError, match=words):
         read_lora(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"but no adapter_model\.safetensors or adapter_model\.bin"):

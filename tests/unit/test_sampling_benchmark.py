@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import typer
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from actors.sampler import Sampler
 from astrolabe_ray.models.wan.context import ContextRule
 from benchmarks.plain_sampling import plain_sample
-from benchmarks.sampling import Counter, Ring, measure
+from benchmarks.sampling import Counter, Ring, chosen_ways, measure
 from tests.random_wan import prompts, random_model
 
 TIMESTEPS = (1000.0, 937.5, 625.0)
@@ -84,3 +85,13 @@ def test_each_way_is_measured_without_the_cache_of_another() -> None:
     measure({"ring": ring, "plain": plain}, 21, 2, 1, "cpu", drop_cache=ring.drop_cache)
     assert held[0] is not None, "while they are timed it stays"
     assert held[1:] == [None]
+
+
+@pytest.mark.parametrize(("text", "name"), [("ring,nosuch", "nosuch"), ("", ""), ("plain,,ring", "")])
+def test_a_way_that_there_is_not_is_named_with_those_that_there_are(text: str, name: str) -> None:
+    """A bare KeyError, after the model was built."""
+    with pytest.raises(
+        typer.BadParameter, match=f"no way '{name}'; there are: plain, ring, compiled, graphs"
+    ):
+        chosen_ways(text)
+    assert chosen_ways("ring, graphs") == ["ring", "graphs"]

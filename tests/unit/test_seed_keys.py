@@ -116,6 +116,9 @@ def test_every_translation_says_what_it_did_and_new_keys_pass_in_silence() -> No
         ("streaming.enabled=True", "algorithm.train_window_frames"),
         ("independent_first_frame=True", "nothing in that release read it"),
         ("train.gradient_accumulation_steps=16", "follows from rollout.num_groups"),
+        ("model_kwargs.is_causal=True", "every model here is causal"),
+        ("model_kwargs.infer_only=True", "sampling and training use one model class"),
+        ("eval_batches=20", "evaluation.num_prompts says how many"),
     ],
 )
 def test_a_key_that_did_nothing_is_refused_with_the_reason(old: str, words: str) -> None:

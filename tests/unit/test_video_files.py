@@ -42,6 +42,18 @@ def test_small_videos_are_enlarged_by_whole_numbers(height: int, width: int, siz
     assert abs(decoded.astype(int) - 100).max() <= 3
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [(16, 4096, (16, 4096)), (1024, 16, (4096, 64)), (16, 1504, (32, 3008)), (16, 8192, (16, 8192))],
+)
+def test_a_narrow_video_is_not_enlarged_beyond_what_can_be_encoded(
+    height: int, width: int, size: tuple[int, int]
+) -> None:
+    """16 pixels become 192, and 4096 become 49152, which the encoder refuses with a traceback."""
+    decoded, _ = decode_mp4(encode_mp4(np.full((1, 3, height, width), 100, np.uint8), fps=8, comment=""))
+    assert decoded.shape == (1, 3, *size)
+
+
 @pytest.mark.parametrize("fps", [8, 16])
 def test_files_play_at_the_speed_of_the_model_in_every_browser(fps: int) -> None:
     """A wrong time base plays four seconds in one; 4:4:4 plays in no phone."""

@@ -183,10 +183,79 @@ def test_a_beginning_that_is_none_is_named(
         worker(spec, initial=str(tmp_path / name))
 
 
+TOO_MUCH = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            "GPU memory with 2 videos at a time: CUDA out of memory",
+        ),
+        (RuntimeError(TOO_MUCH), f"CPU memory with 2 videos at a time: {TOO_MUCH}"),
+        (
+            RuntimeError("not enough memory: you tried to allocate 9\nframe #0"),
+            "CPU memory .*: not enough .* 9",
+        ),
+        (MemoryError(), "CPU memory with 2 videos at a time: it is full"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line_and_says_what_needs_less(
+    spec: VideoModelSpec, error: Exception, words: str
+) -> None:
+    """A traceback of torch's allocator, on a CPU, where a GPU's was a line."""
+    full = worker(spec)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    full._models.transformer.patch_embedding.register_forward_hook(fail)
+    with pytest.raises(ConfigError, match=rf"^worker ran out of {words}\. Lower --batch-size") as caught:
+        all_of(full, [task("a", 0), task("a", 1)])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_beginning_that_is_too_large_for_the_memory_is_named(spec: VideoModelSpec, tmp_path: Path) -> None:
+    """It is resized and encoded before the first video, in a place of its own."""
+    (tmp_path / "given.mp4").write_bytes(encode_mp4(moving_square(frames=9), fps=8, comment=""))
+    vast = spec.model.model_copy(update={"height": 2**23, "width": 2**23})
+    with pytest.raises(ConfigError, match=r"^worker ran out of CPU memory reading .*given\.mp4: "):
+        worker(spec, model=vast, initial=str(tmp_path / "given.mp4"))
+
+
+def test_other_faults_are_not_taken_for_a_lack_of_memory(spec: VideoModelSpec) -> None:
+    """A fault of the program would be blamed on the size of a batch."""
+    broken = worker(spec)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    broken._models.transformer.patch_embedding.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        all_of(broken, [task("a")])
+
+
 def test_latents_of_another_model_are_named(spec: VideoModelSpec, tmp_path: Path) -> None:
     """Sixteen channels where four are needed fail somewhere inside a convolution."""
     save_file({"latents": torch.zeros(3, 16, 4, 4)}, tmp_path / "given.safetensors")
     with pytest.raises(ConfigError, match=r"shape \(3, 16, 4, 4\).*C, H, W = \(4, 4, 4\)"):
+        worker(spec, initial=str(tmp_path / "given.safetensors"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_latents_that_are_no_numbers_are_blamed_on_their_file(
+    spec: VideoModelSpec, tmp_path: Path, value: float
+) -> None:
+    """Every prompt would be left out as one that can't be made."""
+    latents = torch.zeros(7, 4, 4, 4)
+    latents[6] = value  # of no whole chunk, and left out
+    save_file({"latents": latents}, tmp_path / "given.safetensors")
+    worker(spec, initial=str(tmp_path / "given.safetensors"))
+    latents[4, 2, 1, 3] = value
+    save_file({"latents": latents}, tmp_path / "given.safetensors")
+    words = r"given\.safetensors are not finite in 1 of 6 latent frames, the first is 4; give a file without"
+    with pytest.raises(ConfigError, match=words):
         worker(spec, initial=str(tmp_path / "given.safetensors"))
 
 

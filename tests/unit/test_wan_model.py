@@ -41,12 +41,19 @@ def cases(draw: st.DrawFn) -> tuple[ContextRule, int]:
     return rule, draw(st.integers(1, 3 * chunk + 3))
 
 
-@given(cases())
+SEEDS = st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=2)
+
+
+@given(cases(), SEEDS)
 @settings(max_examples=15, deadline=None)
-def test_cached_sampling_equals_recomputing_every_earlier_frame(case: tuple[ContextRule, int]) -> None:
-    """The cache could keep noisy keys, evict a sink, lose a position or show an evicted frame."""
+def test_cached_sampling_equals_recomputing_every_earlier_frame(
+    case: tuple[ContextRule, int], seeds: list[int]
+) -> None:
+    """The cache could keep noisy keys, evict a sink, lose a position, show an evicted frame, or give one
+    video of a batch the noise, the text or the keys of another.
+    """
     rule, length = case
-    model, text, seeds = random_model(), prompts(1, 3), (7,)
+    model, text = random_model(), prompts(len(seeds), 3)
     sampler = Sampler(model, rule, TIMESTEPS[:2], context_timestep=20.0)
     cached = torch.cat(list(sampler.sample(model.encode_text(text), seeds, length, 2, 4)), dim=1)
     plain = plain_sample(model, rule, TIMESTEPS[:2], 20.0, text, seeds, (length, 4, 2, 4))
