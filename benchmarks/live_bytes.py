@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, UntypedStorage
@@ -25,6 +27,12 @@ class LiveBytes:
     def count_here(self) -> None:
         """From now on the calling thread counts, as long as it lives."""
         _Counting(self).__enter__()
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """The calling thread counts inside of this block."""
+        with _Counting(self):
+            yield
 
     def saw(self, storage: UntypedStorage) -> None:
         with self._lock:

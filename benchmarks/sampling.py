@@ -33,6 +33,7 @@ from astrolabe_ray.models.wan.architecture import WAN_1_3B, WAN_14B
 from astrolabe_ray.models.wan.attention import Attend
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.models.wan.transformer import CausalWanModel
+from benchmarks.live_bytes import LiveBytes
 from benchmarks.plain_sampling import plain_sample
 
 FRAMES_PER_LATENT_FRAME = 4
@@ -52,7 +53,7 @@ class Speed:
     ms_per_chunk: float
     copied_mb_per_chunk: float
     syncs_per_chunk: float
-    peak_mb: float | None  # of GPU memory, weights included, for this way alone; None on a CPU
+    peak_mb: float  # of GPU memory, or of tensors on a CPU; weights included, for this way alone
 
 
 class Counter(TorchDispatchMode):
@@ -232,10 +233,11 @@ def measure(
                 way()
     speeds = {}
     for name, way in ways.items():
-        drop_cache()  # of the way before, which is no part of this one's memory
-        peak_mb = peak_of(way) if device == "cuda" else None
+        drop_cache()
         with Counter() as counter:
             way()
+        drop_cache()  # of the way before, which is no part of this one's memory
+        peak_mb = peak_of(way, device)
         middle = median(seconds[name])
         speeds[name] = Speed(
             frames_per_s=num_frames / middle,
@@ -247,8 +249,13 @@ def measure(
     return speeds
 
 
-def peak_of(way: Callable[[], Tensor]) -> float:
-    """MB of GPU memory, nothing counted beside it."""
+def peak_of(way: Callable[[], Tensor], device: str) -> float:
+    """MB of GPU memory, nothing counted beside it; on a CPU of tensors that operations made or looked at."""
+    if device == "cpu":
+        live = LiveBytes()
+        with live.counting():
+            way()
+        return live.peak / 1e6
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     way()
@@ -271,12 +278,11 @@ def show(speeds: dict[str, Speed], title: str, difference: float) -> None:
     table = Table("", first, *(part for name, _ in others for part in (name, f"/ {first}")), title=title)
     for row in Speed.__dataclass_fields__:
         value = getattr(base, row)
-        if value is not None:
-            cells = [f"{value:.1f}"]
-            for _, speed in others:
-                number = getattr(speed, row)
-                cells += [f"{number:.1f}", f"{number / value:.2f}" if value else "-"]
-            table.add_row(row, *cells)
+        cells = [f"{value:.1f}"]
+        for _, speed in others:
+            number = getattr(speed, row)
+            cells += [f"{number:.1f}", f"{number / value:.2f}" if value else "-"]
+        table.add_row(row, *cells)
     Console().print(table)
     typer.echo(f"largest difference between the latents of the ways: {difference:.1e}")
 

@@ -11,20 +11,22 @@ from torch import Tensor
 
 from learner.engine import Engine
 
-_KIND = re.compile(r"blocks\.\d+\.(?P<kind>.+)\.lora_[AB]")
+_MODULE = re.compile(r"(?P<module>blocks\.\d+\.(?P<kind>.+))\.lora_[AB]")
 
 
 def gradient_norms(engine: Engine) -> dict[str, float]:
-    """Norm of the gradient of each kind of layer over all blocks; between the last backward and the step.
+    """Norm of the gradient of each kind of layer over all blocks, and that of the block where it is smallest;
+    between the last backward and the step.
 
-    Example of a key: `grad_norm/self_attn.q`. Not clipped.
+    Examples of keys: `grad_norm/self_attn.q`, `grad_norm_weakest/self_attn.q`. Not clipped.
     """
-    squares: defaultdict[str, float] = defaultdict(float)
+    squares: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for name, gradient in engine.gradients():
-        found = _KIND.fullmatch(name)
+        found = _MODULE.fullmatch(name)
         assert found is not None, f"{name} is an adapter's tensor"
-        squares[found["kind"]] += float(gradient.double().square().sum())
-    return {f"grad_norm/{kind}": math.sqrt(total) for kind, total in squares.items()}
+        squares[found["kind"]][found["module"]] += float(gradient.double().square().sum())
+    whole = {f"grad_norm/{kind}": math.sqrt(sum(of.values())) for kind, of in squares.items()}
+    return whole | {f"grad_norm_weakest/{kind}": math.sqrt(min(of.values())) for kind, of in squares.items()}
 
 
 def adapter_norms(flats: Mapping[str, Tensor]) -> dict[str, float]:

@@ -304,7 +304,7 @@ class HealthConfig(Section):
     max_unmoved: float | None = Field(default=0.5, ge=0)
     """Share of the adapter's numbers that a step leaves bitwise as they were."""
     min_module_gradient: float | None = Field(default=1e-6, ge=0)
-    """Gradient norm of a kind of layer over that of the whole adapter; dead_modules."""
+    """Gradient norm of any one layer over that of the whole adapter; dead_modules."""
     max_gradient_growth: float | None = Field(default=20.0, gt=0)
     """Gradient norm over its median of the last 20 steps."""
     max_norm_growth: float | None = Field(default=3.0, gt=0)

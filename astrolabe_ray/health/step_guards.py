@@ -8,7 +8,7 @@ from statistics import fmean, median
 from astrolabe_ray.config.schema import HealthConfig
 from astrolabe_ray.health.readings import Reading
 
-MODULE_GRADIENT, ADAPTER_NORM = "grad_norm/", "adapter_norm/"
+MODULE_GRADIENT, ADAPTER_NORM = "grad_norm_weakest/", "adapter_norm/"
 MIN_MEDIAN_STEPS = 5
 """Gradient norms that a median needs before a norm is compared with it."""
 
@@ -61,10 +61,11 @@ def _gradient_readings(
     modules = {name: value for name, value in row.items() if name.startswith(MODULE_GRADIENT)}
     if limits.min_module_gradient is not None and modules and row["grad_norm"] > 0:
         name = min(modules, key=lambda name: modules[name])
-        what = f"gradient norm of {name.removeprefix(MODULE_GRADIENT)} over that of the whole adapter"
+        kind = name.removeprefix(MODULE_GRADIENT)
+        what = f"gradient norm of {kind} in the block where it is smallest over that of the whole adapter"
         share, advice = (
             modules[name] / row["grad_norm"],
-            "these layers do not learn: is their adapter connected?",
+            "this layer does not learn: is its adapter connected?",
         )
         readings.append(
             Reading("dead_modules", share, limits.min_module_gradient, what, advice, is_floor=True)

@@ -39,6 +39,7 @@ METRICS = (
     Metric("old_deviation", "1", "mean squared distance of the trained to the sampling policy"),
     Metric("grad_norm", "1", "before clipping; not a number when the update was left out"),
     Metric("grad_norm/*", "1", "of one kind of layer over all blocks, before clipping"),
+    Metric("grad_norm_weakest/*", "1", "of one kind of layer in the block where it is smallest"),
     Metric(
         "adapter_norm/*",
         "1",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from learner.spec import LearnerSpec
+from learner.vitals import gradient_norms
 from tests.learner_cases import (
     batch,
     changed,
@@ -30,6 +33,25 @@ async def test_gradients_of_the_layers_add_up_to_that_of_the_whole(spec: Learner
             whole = math.sqrt(sum(norm**2 for norm in norms.values()))
             assert whole == pytest.approx(metrics["grad_norm"], rel=1e-4)
             assert min(norms.values()) > 0
+            assert all(0 < metrics[f"grad_norm_weakest/{kind}"] <= norm for kind, norm in norms.items())
+
+
+def test_a_layer_that_is_dead_in_one_block_is_seen() -> None:
+    """Over all blocks a kind of layer looks well with one of 30 alive."""
+    gradients = {
+        "blocks.0.self_attn.q.lora_A": torch.tensor([[3.0, 0.0]]),
+        "blocks.0.self_attn.q.lora_B": torch.tensor([[4.0]]),
+        "blocks.1.self_attn.q.lora_A": torch.zeros(1, 2),
+        "blocks.1.self_attn.q.lora_B": torch.zeros(1, 1),
+        "blocks.10.ffn.0.lora_A": torch.tensor([[5.0, 12.0]]),
+    }
+    engine: Any = SimpleNamespace(gradients=gradients.items)
+    assert gradient_norms(engine) == {
+        "grad_norm/self_attn.q": 5.0,
+        "grad_norm/ffn.0": 13.0,
+        "grad_norm_weakest/self_attn.q": 0.0,
+        "grad_norm_weakest/ffn.0": 13.0,
+    }
 
 
 async def test_norms_are_those_of_the_policies_and_unmoved_is_what_stayed(spec: LearnerSpec) -> None:

@@ -22,8 +22,8 @@ HEALTHY = {
     "advantage/zero_std_groups": 1.0,
     "health/unmoved": 0.01,
     "grad_norm": 0.5,
-    "grad_norm/self_attn.q": 0.3,
-    "grad_norm/ffn.2": 0.4,
+    "grad_norm_weakest/self_attn.q": 0.3,
+    "grad_norm_weakest/ffn.2": 0.4,
     "adapter_norm/default": 10.0,
     "adapter_norm/old": 10.0,
     "adapter_norm/ema": 10.0,
@@ -61,7 +61,7 @@ def test_a_healthy_run_sounds_no_alarm() -> None:
         ("pull", {"health/pull": 0.001}, 0.001),
         ("zero_groups", {"advantage/zero_std_groups": 6.0}, 0.75),
         ("unmoved", {"health/unmoved": 0.84}, 0.84),  # bfloat16 adapters at a learning rate of 1e-5
-        ("dead_modules", {"grad_norm/ffn.2": 0.0}, 0.0),
+        ("dead_modules", {"grad_norm_weakest/ffn.2": 0.0}, 0.0),
     ],
 )
 def test_what_lasts_is_an_alarm_once(guard: str, planted: dict[str, float], value: float) -> None:
@@ -81,7 +81,7 @@ def test_what_lasts_is_an_alarm_once(guard: str, planted: dict[str, float], valu
 @pytest.mark.parametrize(
     ("guard", "planted"),
     [
-        ("gradient_growth", {"grad_norm": 50.0, "grad_norm/ffn.2": 50.0}),
+        ("gradient_growth", {"grad_norm": 50.0, "grad_norm_weakest/ffn.2": 50.0}),
         ("norm_growth", {"adapter_norm/old": 31.0}),
     ],
 )
@@ -94,7 +94,9 @@ def test_what_runs_away_is_an_alarm_at_once(guard: str, planted: dict[str, float
 def test_a_skipped_update_is_not_called_dead() -> None:
     """Its gradient is not a number, which is counted elsewhere."""
     nan = float("nan")
-    rows = [HEALTHY | {"grad_norm": nan, "grad_norm/ffn.2": nan, "grad_norm/self_attn.q": nan}] * 7
+    rows = [
+        HEALTHY | {"grad_norm": nan, "grad_norm_weakest/ffn.2": nan, "grad_norm_weakest/self_attn.q": nan}
+    ] * 7
     assert alarms_of([HEALTHY, *rows])[0] == []
 
 

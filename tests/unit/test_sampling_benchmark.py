@@ -80,11 +80,14 @@ def test_each_way_is_measured_without_the_cache_of_another() -> None:
 
     def plain() -> Tensor:
         held.append(ring._sampler._cache)
-        return torch.zeros(1)
+        torch.zeros(500).add(1)  # two at a time, then none
+        return torch.zeros(750)
 
-    measure({"ring": ring, "plain": plain}, 21, 2, 1, "cpu", drop_cache=ring.drop_cache)
+    speeds = measure({"ring": ring, "plain": plain}, 21, 2, 1, "cpu", drop_cache=ring.drop_cache)
     assert held[0] is not None, "while they are timed it stays"
-    assert held[1:] == [None]
+    assert held[1:] == [None, None]
+    assert speeds["plain"].peak_mb == 4e-3
+    assert speeds["ring"].peak_mb > 1e-2, "its cache and the weights that it reads"
 
 
 @pytest.mark.parametrize(("text", "name"), [("ring,nosuch", "nosuch"), ("", ""), ("plain,,ring", "")])
