@@ -254,7 +254,8 @@ def test_a_request_that_is_too_large_is_refused_before_it_is_sent() -> None:
     with local_door(max_bytes=1000) as door:
         head = f"POST /v1/scores HTTP/1.1\nHost: x\nAuthorization: Bearer {TOKEN}\n"
         assert raw(door, head + "Content-Length: 10000000000").startswith("HTTP/1.1 413")
-        chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+        part = b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n'
+        chunk = b"10000\r\n" + part.ljust(0x10000) + b"\r\n"
         unannounced = head + 'Content-Type: multipart/form-data; boundary="x"\nTransfer-Encoding: chunked'
         assert raw(door, unannounced, chunk * 2).startswith("HTTP/1.1 413")
         without_token = "POST /v1/scores HTTP/1.1\nHost: x\nContent-Length: 10000000000"

@@ -42,7 +42,7 @@ def test_structure_and_algorithm_stay() -> None:
     assert m.denoising_steps == (1000, 750, 500, 250)
     assert (m.num_latent_frames, m.window_frames) == (9, 6)  # 3 of 7 chunks; the window still evicts
     assert config.algorithm == real.algorithm
-    assert (config.learner.lr, config.learner.zero_stage) == (1e-5, 2)
+    assert (config.learner.lr, config.learner.zero_stage) == (1e-5, 1)
     assert config.learner.gradient_checkpointing
     assert config.lora.alpha / config.lora.rank == real.lora.alpha / real.lora.rank
     assert (config.seed, config.name) == (42, "longlive_video_hpsv3")
