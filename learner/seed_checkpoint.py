@@ -1,9 +1,6 @@
 """Checkpoints of the first Astrolabe release: what can be taken from one, and what not.
 
-checkpoint-<step>/
-  lora/adapter_model.bin, adapter_config.json   the EMA weights of the trained policy, as PEFT names them
-  optimizer.pt                                  AdamW's state; its parameters have numbers instead of names
-  scaler.pt                                     of the gradient scaler; empty for bfloat16
+`astrolabe_ray.models.first_release` has their files. Their LoRA is the EMA of the trained policy.
 """
 
 from __future__ import annotations

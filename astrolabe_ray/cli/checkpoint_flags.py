@@ -17,6 +17,8 @@ Examples:
   python launch.py checkpoints export logs/nft/tiny_sprites/RUN lora --step best --format diffusers
 
   python launch.py checkpoints export logs/nft/tiny_sprites/RUN lora --step 30 --weights raw
+
+  python launch.py checkpoints export logs/nft/tiny_sprites/RUN out --format seed-checkpoint
 """
 EPILOG_PRUNE = """
 Examples:
@@ -77,7 +79,10 @@ def _add_export(commands: typer.Typer) -> None:
         form: Annotated[
             str,
             typer.Option(
-                "--format", metavar="peft|seed|diffusers", help="Who is to load it; seed: PEFT, as a pickle."
+                "--format",
+                metavar="peft|seed|diffusers|seed-checkpoint",
+                help="Who is to load it; seed: PEFT, as a pickle; seed-checkpoint: OUT/checkpoint-STEP with "
+                "AdamW's state, which the first Astrolabe release resumes from.",
             ),
         ] = "peft",
     ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import typer
 
@@ -19,12 +19,18 @@ from astrolabe_ray.checkpoint_folders import (
     what_is_wrong,
 )
 from astrolabe_ray.cli.sizes import bytes_in, size
+from astrolabe_ray.config.schema import LearnerConfig
 from astrolabe_ray.errors import ConfigError
-from astrolabe_ray.report.run_dir import RunDir, read_lines
+from astrolabe_ray.report.run_dir import RunDir, read_json, read_lines
 from astrolabe_ray.report.statistics import comparable_means
+
+if TYPE_CHECKING:  # it loads torch
+    from astrolabe_ray.models.lora_files import Lora
 
 WEIGHTS = {"ema": "ema", "raw": "default", "old": "old"}
 """What people call the weights, and the adapter that they are."""
+SEED_CHECKPOINT = "seed-checkpoint"
+ADAM_SETTINGS = ("lr", "adam_betas", "adam_eps", "weight_decay")
 
 
 def list_checkpoints(run: Path) -> None:
@@ -56,8 +62,11 @@ def verify_checkpoints(run: Path) -> None:
 
 
 def export_checkpoint(run: Path, out: Path, *, step: str, weights: str, form: str) -> None:
-    """Write a LoRA into `out`. Raises ConfigError for a checkpoint that is not there or damaged, for unknown
-    weights or formats, and for an `out` that holds something."""
+    """Write a LoRA, or all that the first release resumes from, into `out`.
+
+    Raises ConfigError for a checkpoint that is not there or damaged, for unknown weights or formats, and for
+    an `out` that holds something.
+    """
     if weights not in WEIGHTS:
         raise ConfigError(f"there are no weights '{weights}'; there are: {', '.join(WEIGHTS)}")
     chosen = _chosen(run, step)
@@ -72,15 +81,37 @@ def export_checkpoint(run: Path, out: Path, *, step: str, weights: str, form: st
     from astrolabe_ray.models.lora_files import Lora, LoraFormat, write_lora
 
     formats: dict[str, LoraFormat] = {name: name for name in get_args(LoraFormat)}
-    if form not in formats:
-        raise ConfigError(f"there is no format '{form}'; there are: {', '.join(formats)}")
+    if form not in (*formats, SEED_CHECKPOINT):
+        names = ", ".join((*formats, SEED_CHECKPOINT))
+        raise ConfigError(f"there is no format '{form}'; there are: {names}")
     rank, alpha = lora_size(chosen / "lora")
     lora = Lora(load_file(chosen / "adapters" / f"{WEIGHTS[weights]}.safetensors"), rank, alpha)
-    out.mkdir(parents=True, exist_ok=True)
-    write_lora(lora, out, formats[form])
+    if form == SEED_CHECKPOINT:
+        _write_seed_checkpoint(run, chosen, lora, out / chosen.name)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_lora(lora, out, formats[form])
     typer.echo(
         f"{out}: {weights} weights of step {step_of(chosen)}, rank {rank}, alpha {alpha:g}, for {form}"
     )
+
+
+def _write_seed_checkpoint(run: Path, chosen: Path, lora: Lora, out: Path) -> None:
+    """Its optimizer's settings are those that the run was configured with."""
+    from safetensors.torch import load_file
+
+    from astrolabe_ray.models.first_release import write_first_release
+
+    config = RunDir(run).config
+    if not config.exists():
+        raise ConfigError(
+            f"{config} is missing; it tells the settings of AdamW. Use --format seed without it."
+        )
+    told = read_json(config)["learner"]
+    settings = LearnerConfig(**{name: told[name] for name in ADAM_SETTINGS})
+    moments = load_file(chosen / "learner" / "optimizer.safetensors")
+    out.mkdir(parents=True)
+    write_first_release(lora, moments, read_json(chosen / "state.json")["num_updates"], settings, out)
 
 
 def prune_checkpoints(run: Path, *, keep: int, keep_best: bool, is_real: bool) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from astrolabe_ray.models.weight_files import kind_of, read_pickled, read_safete
 LoraFormat = Literal["peft", "seed", "diffusers"]
 GENERATOR_LORA = "generator_lora"  # LongLive's file keeps the critic's LoRA beside it
 _PEFT_PREFIX = "base_model.model."
+_KINDS = [f"{of}.{name}" for of in ("self_attn", "cross_attn") for name in "qkvo"] + ["ffn.0", "ffn.2"]
 _FACTOR = re.compile(r"(?P<linear>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
 
 
@@ -77,7 +78,8 @@ def require_lora_fits(lora: Lora, model: nn.Module, source: Path) -> None:
 def write_lora(lora: Lora, folder: Path, form: LoraFormat = "peft") -> None:
     """Write an adapter into `folder`, which exists and is empty.
 
-    `peft`: for `PeftModel.from_pretrained` of any version since 0.10. `seed`: the same as a pickle.
+    `peft`: for `PeftModel.from_pretrained` of any version since 0.10. `seed`: the same as a pickle, its
+    tensors in model order.
     `diffusers`: for `load_lora_weights` of its Wan pipelines; the scale is multiplied into B.
     """
     if form == "diffusers":
@@ -89,8 +91,20 @@ def write_lora(lora: Lora, folder: Path, form: LoraFormat = "peft") -> None:
     if form == "peft":
         save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     else:
-        torch.save({name: tensor.clone() for name, tensor in named.items()}, folder / "adapter_model.bin")
+        ordered = (f"{_PEFT_PREFIX}{name}.weight" for name in in_model_order(lora.tensors))
+        torch.save({name: named[name].clone() for name in ordered}, folder / "adapter_model.bin")
     (folder / LORA_CONFIG).write_text(json.dumps(_peft_config(lora), indent=1) + "\n")
+
+
+def in_model_order(names: Iterable[str]) -> list[str]:
+    """Sort the names of an adapter's tensors as `lora.adapter_tensors` has them; files sort them as text."""
+
+    def place(name: str) -> tuple[int, int, str]:
+        _, block, kind = name.split(".", 2)
+        kind, factor = kind.rsplit(".", 1)
+        return int(block), _KINDS.index(kind), factor
+
+    return sorted(names, key=place)
 
 
 def _weights_in(folder: Path) -> Path:

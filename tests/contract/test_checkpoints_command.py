@@ -17,11 +17,14 @@ from typer.testing import CliRunner, Result
 
 import launch
 from astrolabe_ray.cli.app import make_app
+from astrolabe_ray.config.schema import LoraConfig
 from astrolabe_ray.errors import ConfigError
+from astrolabe_ray.models.lora import adapter_tensors, add_adapters
 from astrolabe_ray.models.lora_files import read_lora
-from astrolabe_ray.report.run_dir import RunDir
+from astrolabe_ray.models.wan.transformer import CausalWanModel
+from astrolabe_ray.report.run_dir import RunDir, write_json
 from tests.resumable_run import carry_on, resumable
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import ARCHITECTURE, write_tiny_model
 
 REWARDS = {1: 0.5, 2: 0.875, 3: 0.25}
 
@@ -43,6 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = resumable(write_tiny_model(root / "model"), root / "logs", num_steps=3)
     evaluation = config.evaluation.model_copy(update={"every_steps": 0, "num_prompts": 1})
     run_dir = carry_on(config.model_copy(update={"evaluation": evaluation}))
+    write_json(run_dir.config, config.model_dump(mode="json"))
     rows = (
         {"step": step, "records": [{"prompt": "a", "seed": 1, "total": r}]} for step, r in REWARDS.items()
     )
@@ -149,13 +153,39 @@ def test_peft_and_diffusers_read_what_is_exported(run: Path, tmp_path: Path) -> 
     torch.testing.assert_close(scaled, 2 * want["blocks.1.ffn.2.lora_B"])  # alpha 4 / rank 2
 
 
+def test_an_adamw_in_bfloat16_goes_on_from_the_layout_of_the_first_release(run: Path, tmp_path: Path) -> None:
+    """A moment that lands on another parameter is noise for a thousand steps, and nobody would see it."""
+    lines_of(checkpoints("export", run, tmp_path / "out", "--step", 2, "--format", "seed-checkpoint"))
+    folder, ours = tmp_path / "out" / "checkpoint-2", run / "checkpoints" / "checkpoint-2"
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert files == ["lora/adapter_config.json", "lora/adapter_model.bin", "optimizer.pt", "scaler.pt"]
+    assert torch.load(folder / "scaler.pt", weights_only=True) == {}
+
+    wrapped = add_adapters(CausalWanModel(ARCHITECTURE), LoraConfig(rank=2, alpha=4), ["default"])
+    params = {name: p.detach().to(torch.bfloat16) for name, p in adapter_tensors(wrapped, "default").items()}
+    adam = torch.optim.AdamW(params.values(), lr=0.5)
+    adam.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    assert adam.param_groups[0]["lr"] == 1e-2
+    flats = load_file(ours / "learner" / "optimizer.safetensors")
+    assert flats.keys() == {"exp_avg", "exp_avg_sq"} and all(flat.any() for flat in flats.values())
+    for key, flat in flats.items():
+        for param, piece in zip(
+            params.values(), flat.split([p.numel() for p in params.values()]), strict=True
+        ):
+            assert torch.equal(adam.state[param][key], piece.view_as(param).to(torch.bfloat16))
+            assert adam.state[param]["step"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--step", "7"], "no checkpoint of step 7; there are: newest, best, 1, 2, 3"),
         (["--step", "1"], "checkpoint-1 can't be exported: adapters/ema.safetensors is not what was written"),
         (["--weights", "best"], "there are no weights 'best'; there are: ema, raw, old"),
-        (["--format", "onnx"], "there is no format 'onnx'; there are: peft, seed, diffusers"),
+        (
+            ["--format", "onnx"],
+            "there is no format 'onnx'; there are: peft, seed, diffusers, seed-checkpoint",
+        ),
     ],
 )
 def test_an_export_that_can_not_be_is_refused(

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from astrolabe_ray.cli.checkpoints import export_checkpoint
 from astrolabe_ray.cli.inputs import find_checkpoint
 from astrolabe_ray.config.schema import CheckpointConfig
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.report.continued import Earlier, take_over
-from astrolabe_ray.report.run_dir import RunDir, read_json
+from astrolabe_ray.report.run_dir import RunDir, read_json, write_json
 from astrolabe_ray.rollout_buffer import RolloutBuffer
 from astrolabe_ray.types import PolicyVersion
 from learner.spec import LearnerSpec
@@ -115,6 +116,27 @@ async def test_training_goes_on_from_it_and_saves_a_checkpoint_of_its_own(
         assert await learner.load(tmp_path / "own" / "checkpoint-31") == {"next_number": 8}
         got = await published(learner)
     assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+async def test_what_is_exported_in_its_layout_is_taken_with_every_moment(
+    spec: LearnerSpec, tmp_path: Path
+) -> None:
+    """Files sort names as text, and parameters have numbers: both ways must agree."""
+    run = RunDir.create(str(tmp_path), "tiny", "exports")
+    write_json(run.config, {"learner": spec.learner.model_dump()})
+    async with running(spec) as learner:
+        await learner.train(batch(0, samples(0)))
+        want = await published(learner, "ema")
+        moments, _ = learner.worker._engine.optimizer_state()
+        await learner.save(run.checkpoints / "checkpoint-1", {})
+    export_checkpoint(run.path, tmp_path / "out", step="1", weights="ema", form="seed-checkpoint")
+    async with running(spec) as learner:
+        await learner.load(tmp_path / "out" / "checkpoint-1")
+        got = await published(learner, "ema")
+        taken, num_updates = learner.worker._engine.optimizer_state()
+    assert num_updates == 1 and got.keys() == want.keys()
+    assert all(torch.equal(got[name], want[name]) for name in want)
+    assert all(flat.any() and torch.equal(taken[key], flat) for key, flat in moments.items())
 
 
 @pytest.mark.parametrize("damage", ["absent", "few", "shape"])

@@ -17,9 +17,16 @@ from peft import PeftModel
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from astrolabe_ray.config.schema import LoraConfig
 from astrolabe_ray.errors import ConfigError, WeightMismatch
 from astrolabe_ray.models.files import find_lora
-from astrolabe_ray.models.lora import MergedLinears, block_linears, merge_for_good
+from astrolabe_ray.models.lora import (
+    MergedLinears,
+    adapter_tensors,
+    add_adapters,
+    block_linears,
+    merge_for_good,
+)
 from astrolabe_ray.models.lora_files import Lora, read_lora, require_lora_fits, write_lora
 from astrolabe_ray.models.rounding import rounded_by_chance
 from astrolabe_ray.models.wan.context import ContextRule
@@ -91,6 +98,17 @@ def test_the_settings_hold_nothing_that_peft_0_10_does_not_know(tmp_path: Path, 
     """It raises TypeError for one unknown key."""
     write_lora(random_lora(), tmp_path, form)
     assert set(json.loads((tmp_path / "adapter_config.json").read_text())) == KEYS_OF_PEFT_0_10
+
+
+def test_the_pickle_has_the_order_of_the_model(tmp_path: Path) -> None:
+    """As text block 10 comes before block 2, and AdamW's numbered state would belong to other tensors."""
+    model = CausalWanModel(replace(ARCHITECTURE, num_layers=11))
+    own = list(adapter_tensors(add_adapters(model, LoraConfig(rank=2, alpha=2), ["default"]), "default"))
+    tensors = {name: torch.zeros(2, 2) for name in sorted(own)}
+    assert list(tensors) != own
+    write_lora(Lora(tensors, 2, 2.0), folder(tmp_path / "seed"), "seed")
+    written = torch.load(tmp_path / "seed" / "adapter_model.bin", weights_only=True)
+    assert list(written) == [f"base_model.model.{name}.weight" for name in own]
 
 
 def test_an_adapter_that_peft_itself_saved_is_read(tmp_path: Path) -> None:
