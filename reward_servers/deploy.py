@@ -29,7 +29,13 @@ from astrolabe_ray.errors import ConfigError, InfraFailure
 from astrolabe_ray.server_status import ServerStatus
 from reward_servers.app import ServerSpec, application
 from reward_servers.deploy_lock import DeployLock
-from reward_servers.readiness import Patience, is_short_of_room, serve_details, wait_until_running
+from reward_servers.readiness import (
+    POLL_EVERY_S,
+    Patience,
+    is_short_of_room,
+    serve_details,
+    wait_until_running,
+)
 from reward_servers.usage import ReplicaReport, clients_of, quantiles, videos_per_s
 
 BROKEN = (ApplicationStatus.UNHEALTHY, ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING)
@@ -41,6 +47,7 @@ LEASE_S = 120.0
 """A holder that died no longer blocks others after this time; one that lives renews its lease. Deploying
 takes seconds, or minutes when broken servers have to end first; none loads while the lock is held."""
 REPORT_TIMEOUT_S = 5.0
+BOUNDS_TIMEOUT_S = 30.0
 
 logger = logging.getLogger(__name__)
 logging.getLogger("ray.serve").setLevel(logging.WARNING)  # importing serve has just set it to INFO
@@ -81,7 +88,7 @@ def ensure(specs: Sequence[ServerSpec], patience: Patience) -> None:
     with _ray_failures_named():
         serve.start(http_options=HTTPOptions(location=ProxyLocation.Disabled))
         with _deploy_lock(patience):
-            new = _deploy_missing(specs)
+            new = _deploy_missing(specs, patience)
         is_up = False
         try:
             wait_until_running(specs, patience)
@@ -91,7 +98,7 @@ def ensure(specs: Sequence[ServerSpec], patience: Patience) -> None:
                 _take_back([spec.app_name for spec in new])
 
 
-def _deploy_missing(specs: Sequence[ServerSpec]) -> list[ServerSpec]:
+def _deploy_missing(specs: Sequence[ServerSpec], patience: Patience) -> list[ServerSpec]:
     """The servers that were not there before."""
     running = serve.status().applications
     for spec in specs:
@@ -99,9 +106,11 @@ def _deploy_missing(specs: Sequence[ServerSpec]) -> list[ServerSpec]:
             serve.delete(spec.app_name)  # of the same version, it would stay as it is
             del running[spec.app_name]
     here = {spec.app_name: _details(spec.app_name) for spec in specs if spec.app_name in running}
-    wider = [_widened(spec, here[spec.app_name]) for spec in specs if spec.app_name in here]
+    asked = [_widened(spec, here[spec.app_name]) for spec in specs if spec.app_name in here]
+    wider = [spec for spec in asked if spec]
     new = [spec for spec in specs if spec.app_name not in here]
-    _deploy(new + [spec for spec in wider if spec])
+    _deploy(new + wider)
+    _await_bounds(wider, patience)
     return new
 
 
@@ -115,17 +124,21 @@ def _take_back(names: Sequence[str]) -> None:
 def scale(name: str, min_replicas: int, max_replicas: int) -> None:
     """Let a running server have so many replicas; those that it has stay, or go when they are too many.
 
-    Returns at once. Raises ConfigError for bounds that are none, InfraFailure when no replica answers.
+    Returns when Serve has the bounds. Raises ConfigError for bounds that are none, InfraFailure when no
+    replica answers.
     """
     if not 1 <= min_replicas <= max_replicas:
         raise ConfigError(
             f"a server can't have {min_replicas} to {max_replicas} replicas. "
             f"Try --min={max(1, min_replicas)} --max={max(1, min_replicas, max_replicas)}."
         )
-    with _ray_failures_named(), _deploy_lock(Patience.of(ClusterConfig())):
+    patience = Patience.of(ClusterConfig())
+    with _ray_failures_named(), _deploy_lock(patience):
         spec = spec_of(name)
         bounds = replace(spec.scaling, min_replicas=min_replicas, max_replicas=max_replicas)
-        _deploy([replace(spec, scaling=bounds)])
+        scaled = replace(spec, scaling=bounds)
+        _deploy([scaled])
+        _await_bounds([scaled], patience)
 
 
 def status() -> list[ServerStatus]:
@@ -199,6 +212,23 @@ def _deploy(specs: Sequence[ServerSpec]) -> None:
     ]
     if targets:
         serve.run_many(targets, wait_for_applications_running=False)
+
+
+def _await_bounds(specs: Sequence[ServerSpec], patience: Patience) -> None:
+    """Until Serve has the bounds of `specs`: whoever looks before that sees, and widens, the old ones."""
+    until = time.monotonic() + BOUNDS_TIMEOUT_S
+    for spec in specs:
+        wanted = (spec.scaling.min_replicas, spec.scaling.max_replicas)
+        while True:
+            here = _details(spec.app_name)
+            if (here.min_replicas, here.max_replicas) == wanted:
+                break
+            if time.monotonic() > until:
+                raise InfraFailure(
+                    f"Serve has not taken the new bounds of {spec.app_name} within {BOUNDS_TIMEOUT_S:g} s; "
+                    "what is wrong shows `serve status`"
+                )
+            patience.pause(POLL_EVERY_S)
 
 
 def _widened(spec: ServerSpec, here: _Details) -> ServerSpec | None:

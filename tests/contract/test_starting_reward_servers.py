@@ -224,7 +224,7 @@ def test_a_lock_that_is_not_given_back_does_not_undo_what_was_started(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, script: Callable[..., None]
 ) -> None:
     """The servers run; the lock's lease ends by itself."""
-    monkeypatch.setattr(deploy, "_deploy_missing", list)
+    monkeypatch.setattr(deploy, "_deploy_missing", lambda specs, _: specs)
     script(app("RUNNING", 7))
     with lock_that_says(True, rx.GetTimeoutError("30 s")):
         deploy.ensure([SPEC], Patience(60, 60))
@@ -238,7 +238,7 @@ def test_whoever_deploys_for_long_keeps_the_lock(
     monkeypatch.setattr(deploy, "LEASE_S", 0.8)
     lock, others = DeployLock(), []
 
-    def deploy_slowly(_: object) -> list[ServerSpec]:
+    def deploy_slowly(*_: object) -> list[ServerSpec]:
         for _ in range(20):
             time.sleep(0.1)
             others.append(lock.acquire("somebody else", 60))
