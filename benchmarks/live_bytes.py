@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, UntypedStorage
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from benchmarks.operations import Operations
 
 
 class LiveBytes:
@@ -50,15 +51,13 @@ class LiveBytes:
             self.now -= size
 
 
-class _Counting(TorchDispatchMode):
+class _Counting(Operations):
     def __init__(self, ledger: LiveBytes) -> None:
         super().__init__()
         self._ledger = ledger
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._ledger.saw(leaf.untyped_storage())

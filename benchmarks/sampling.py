@@ -24,7 +24,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from actors.sampler import Sampler
 from astrolabe_ray.algorithms.flow_matching import warped_timesteps
@@ -34,6 +33,7 @@ from astrolabe_ray.models.wan.attention import Attend
 from astrolabe_ray.models.wan.context import ContextRule
 from astrolabe_ray.models.wan.transformer import CausalWanModel
 from benchmarks.live_bytes import LiveBytes
+from benchmarks.operations import Operations
 from benchmarks.plain_sampling import plain_sample
 
 FRAMES_PER_LATENT_FRAME = 4
@@ -53,10 +53,10 @@ class Speed:
     ms_per_chunk: float
     copied_mb_per_chunk: float
     syncs_per_chunk: float
-    peak_mb: float  # of GPU memory, or of tensors on a CPU; weights included, for this way alone
+    peak_mb: float  # of GPU memory, or of tensors on a CPU; beside the weights, for this way alone
 
 
-class Counter(TorchDispatchMode):
+class Counter(Operations):
     """Bytes written by copies and conversions, and operations in which the host waits for a GPU: reads of
     values, masks, and copies between host and device that are blocking or come from memory which is not
     pinned. On a CPU there are no such copies; reads and masks are counted, which would wait on a GPU.
@@ -67,8 +67,8 @@ class Counter(TorchDispatchMode):
         self.copied_bytes = self.num_syncs = 0
         self._pinned: dict[int, Tensor] = {}  # by their storage
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = str(func.overloadpacket), kwargs or {}
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        name = str(func.overloadpacket)
         self.num_syncs += reads(name, args)  # first: on fake tensors there is nothing to be read
         result = func(*args, **kwargs)
         if kwargs.get("pin_memory"):
@@ -160,7 +160,8 @@ def main(
     difference = max(float((way() - reference).abs().max()) for way in chosen.values())
     num_frames = batch * (FRAMES_PER_LATENT_FRAME * (num_latent_frames - 1) + 1)
     num_chunks = len(rule.chunks(num_latent_frames))
-    speeds = measure(chosen, num_frames, num_chunks, repeats, device, drop_cache=ring.drop_cache)
+    weights = list(transformer.parameters())
+    speeds = measure(chosen, weights, num_frames, num_chunks, repeats, device, drop_cache=ring.drop_cache)
     if as_json:
         rows = {name: vars(speed) for name, speed in speeds.items()}
         typer.echo(json.dumps({**rows, "max_difference": difference, "torch": torch.__version__}))
@@ -218,6 +219,7 @@ def build(name: str, device: str, dtype: torch.dtype) -> CausalWanModel:
 
 def measure(
     ways: dict[str, Callable[[], Tensor]],
+    weights: Sequence[Tensor],
     num_frames: int,
     num_chunks: int,
     repeats: int,
@@ -237,7 +239,7 @@ def measure(
         with Counter() as counter:
             way()
         drop_cache()  # of the way before, which is no part of this one's memory
-        peak_mb = peak_of(way, device)
+        peak_mb = peak_of(way, weights, device)
         middle = median(seconds[name])
         speeds[name] = Speed(
             frames_per_s=num_frames / middle,
@@ -249,17 +251,22 @@ def measure(
     return speeds
 
 
-def peak_of(way: Callable[[], Tensor], device: str) -> float:
-    """MB of GPU memory, nothing counted beside it; on a CPU of tensors that operations made or looked at."""
+def peak_of(way: Callable[[], Tensor], weights: Sequence[Tensor], device: str) -> float:
+    """MB beside `weights`, of GPU memory with nothing counted beside it; on a CPU of tensors that operations
+    made."""
     if device == "cpu":
         live = LiveBytes()
+        for weight in weights:  # else those that an operation makes views of would be counted, and only those
+            live.saw(weight.untyped_storage())
+        held = live.now
         with live.counting():
             way()
-        return live.peak / 1e6
+        return (live.peak - held) / 1e6
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     way()
-    return torch.cuda.max_memory_allocated() / 1e6
+    held = sum(weight.numel() * weight.element_size() for weight in weights)
+    return (torch.cuda.max_memory_allocated() - held) / 1e6
 
 
 @contextmanager

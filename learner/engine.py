@@ -84,13 +84,15 @@ class Engine:
         self._engine.backward(loss)
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """Each tensor's gradient over all ranks, not clipped; between the last `backward` and `step`."""
+        """Each tensor's gradient over all ranks, not clipped; between the last `backward` and `step`.
+
+        Zero, without its shape, for a tensor that the loss does not depend on.
+        """
         from deepspeed.utils import safe_get_full_grad
 
         for name, param in self._tensors["default"].items():
             gradient = param.grad if self.stage == 0 else safe_get_full_grad(param)
-            if gradient is not None:
-                yield name, gradient
+            yield name, torch.zeros((), device=self.device) if gradient is None else gradient
 
     def step(self, lr: float) -> float | None:
         """Clip and update. Returns the gradient norm before clipping, or None if it was not finite

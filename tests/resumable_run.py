@@ -117,7 +117,7 @@ def carry_on(config: RunConfig, make_recorder: type[RunRecorder] | Any = Recorde
 
 
 def left_behind(run_dir: RunDir) -> dict[str, Any]:
-    """All that a run computed, without times: metrics, evaluations, adapters, optimizer, counters."""
+    """All that a run computed, without times: metrics, gradients, evaluations, adapters, Adam, counters."""
     rows = [
         {name: value for name, value in row.items() if name not in TIMES and not name.startswith("seconds/")}
         for row in read_lines(run_dir.metrics)
@@ -128,6 +128,7 @@ def left_behind(run_dir: RunDir) -> dict[str, Any]:
     weights = {str(path.relative_to(last)): path.read_bytes() for path in last.rglob("*.safetensors")}
     return {
         "metrics": rows,
+        "gradients": read_lines(run_dir.gradients),
         "evaluations": read_lines(run_dir.evaluations),
         "state": state,
         "weights": weights,

@@ -74,6 +74,8 @@ def step_row(step: int) -> dict[str, float]:
         "kl_loss": 0.01 * step,
         "old_deviation": 0.02,
         "grad_norm": float("nan") if step == 3 else 0.5,
+        "grad_norm_module/blocks.1.ffn.0": float("nan") if step == 3 else 0.12345678 * step,
+        "grad_norm_module/blocks.0.ffn.0": 0.0,
         "rollouts_per_s": 5.0,
     }
 

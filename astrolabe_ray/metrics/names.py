@@ -40,6 +40,7 @@ METRICS = (
     Metric("grad_norm", "1", "before clipping; not a number when the update was left out"),
     Metric("grad_norm/*", "1", "of one kind of layer over all blocks, before clipping"),
     Metric("grad_norm_weakest/*", "1", "of one kind of layer in the block where it is smallest"),
+    Metric("grad_norm_module/*", "1", "of one layer of one block; in gradients.jsonl and the report only"),
     Metric(
         "adapter_norm/*",
         "1",

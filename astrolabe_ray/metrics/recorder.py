@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any, Protocol
 
 from astrolabe_ray.metrics.console import RunConsole
+from astrolabe_ray.metrics.module_gradients import module_line, without_modules
 from astrolabe_ray.report.run_dir import RunDir, append_line, read_lines, write_lines
 from astrolabe_ray.report.shown_videos import write_shown_videos
 from astrolabe_ray.report.statistics import compare, is_paired
@@ -58,11 +59,15 @@ class RunRecorder:
         the files. Sinks keep the first."""
         is_again, step = metrics["step"] <= self._last_step, metrics["step"]
         if is_again:
-            _leave_out(self._run_dir.metrics, lambda row: row["step"] >= step)
-        append_line(self._run_dir.metrics, {"time": time.time(), **metrics})
-        self._console.step(metrics)
+            for file in (self._run_dir.metrics, self._run_dir.gradients):
+                _leave_out(file, lambda row: row["step"] >= step)
+        told, modules = without_modules(metrics), module_line(metrics)
+        append_line(self._run_dir.metrics, {"time": time.time(), **told})
+        if modules:
+            append_line(self._run_dir.gradients, {"step": step, **modules})
+        self._console.step(told)
         for sink in () if is_again else self._sinks:
-            sink.log(metrics, int(step))
+            sink.log(told, int(step))
         self._last_step = max(self._last_step, step)
 
     def evaluated(self, evaluation: Evaluation) -> None:

@@ -30,7 +30,7 @@ class Earlier:
 
 
 def take_over(checkpoint: Path, run_dir: RunDir) -> Earlier:
-    """Copy metrics, evaluations, alarms and videos up to `checkpoint` into `run_dir`; note whose they are.
+    """Copy what was recorded up to `checkpoint`, videos included, into `run_dir`; note whose it is.
 
     The last evaluation of a run that ended is left out: it was of the EMA weights, and this run has its own.
     Of a checkpoint that lies outside of a run's folder only the W&B run is known.
@@ -41,12 +41,14 @@ def take_over(checkpoint: Path, run_dir: RunDir) -> Earlier:
     write_json(run_dir.origin, {"run": str(old.path), "checkpoint": str(checkpoint), "step": step})
     if not old.evaluations.exists():
         return Earlier(wandb_id=wandb_id)
-    for row in read_lines(old.metrics):
-        if row["step"] <= step:
-            append_line(run_dir.metrics, row)
-    for alarm in read_lines(old.alarms):
-        if alarm["step"] <= step:
-            append_line(run_dir.alarms, alarm)
+    for source, target in (
+        (old.metrics, run_dir.metrics),
+        (old.gradients, run_dir.gradients),
+        (old.alarms, run_dir.alarms),
+    ):
+        for row in read_lines(source):
+            if row["step"] <= step:
+                append_line(target, row)
     evaluations = [line for line in read_lines(old.evaluations) if line["phase"] != "after"]
     lines = [line for line in evaluations if line["step"] <= step]
     for line in lines:

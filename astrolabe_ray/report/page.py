@@ -8,6 +8,7 @@ from pathlib import Path
 
 from astrolabe_ray.report.charts import timeline_chart
 from astrolabe_ray.report.curves import reward_charts, training_charts
+from astrolabe_ray.report.gradient_map import gradient_map
 from astrolabe_ray.report.page_videos import video_pairs
 from astrolabe_ray.report.run_dir import Json, RunDir, read_json, read_lines, write_bytes
 from astrolabe_ray.types import Span
@@ -32,6 +33,7 @@ def build_report(run_dir: RunDir) -> Path:
         _section("Alarms", _alarms(run_dir), ALARM_NOTE),
         _section("Rewards over training", reward_charts(steps, evaluations), REWARD_NOTE),
         _section("Optimization", training_charts(steps, summary), AGE_NOTE),
+        _section("Gradients of the adapter", _gradients(run_dir), GRADIENT_NOTE),
         _section("Timeline of the roles", _timeline(run_dir, summary), TIMELINE_NOTE),
         _section("Details", _details(run_dir, steps)),
     ]
@@ -63,6 +65,10 @@ REWARD_NOTE = (
 )
 ALARM_NOTE = (
     "Signs that training did nothing, ran away or gamed its rewards; the limits are those of config.health."
+)
+GRADIENT_NOTE = (
+    "Norm of the gradient of every adapter module, before clipping. A module whose gradient is zero or not a "
+    "finite number stands out in the other colour: it does not learn. Point at one for its number."
 )
 TIMELINE_NOTE = "Rollouts, scores and training overlap as far as the largest policy age allows."
 AGE_NOTE = "Policy age: steps between the policy that made a rollout and the policy that was trained on it."
@@ -164,6 +170,11 @@ def _progress(summary: Json) -> str:
         if (total := evaluation["heldout"].get("total"))
     ]
     return _table(["evaluation", "held-out reward", "difference", "95 %", "better"], rows) if rows else ""
+
+
+def _gradients(run_dir: RunDir) -> str:
+    lines = read_lines(run_dir.gradients)
+    return f"<article>{gradient_map(lines)}</article>" if lines else '<p class="nothing">No data.</p>'
 
 
 def _timeline(run_dir: RunDir, summary: Json) -> str:

@@ -53,6 +53,11 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def gradients(self) -> Path:
+        """One JSON object per step: by kind of layer the gradient norms of blocks 0, 1, ..."""
+        return self.path / "gradients.jsonl"
+
+    @property
     def evaluations(self) -> Path:
         """One JSON object per evaluation, with every held-out video's scores."""
         return self.path / "evaluations.jsonl"

@@ -70,6 +70,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[s
     run_dir = carry_on(resumable(model, tmp_path_factory.mktemp("whole"), STEPS), recorder)
     left = left_behind(run_dir)
     assert [row["step"] for row in left["metrics"]] == [1, 2, 3, 4]
+    assert [len(row) for row in left["gradients"]] == [11] * 4, "a step and ten kinds of layer"
     assert left["state"]["reference"]["num_refreshes"] > 0, "the reference must have a past"
     assert any(row["kl_loss"] > 0 for row in left["metrics"])
     assert [line["phase"] for line in left["evaluations"]] == ["before", "step-2", "after"]
@@ -79,6 +80,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[s
 def assert_same(got: dict[str, Any], want: dict[str, Any]) -> None:
     """`prompts.txt` and the folder differ; nothing else may."""
     assert got["metrics"] == want["metrics"]
+    assert got["gradients"] == want["gradients"]
     assert got["state"] == want["state"]
     assert got["weights"].keys() == want["weights"].keys()
     assert [name for name in want["weights"] if got["weights"][name] != want["weights"][name]] == []

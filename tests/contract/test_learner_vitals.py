@@ -34,6 +34,25 @@ async def test_gradients_of_the_layers_add_up_to_that_of_the_whole(spec: Learner
             assert whole == pytest.approx(metrics["grad_norm"], rel=1e-4)
             assert min(norms.values()) > 0
             assert all(0 < metrics[f"grad_norm_weakest/{kind}"] <= norm for kind, norm in norms.items())
+            of_modules = [norm for n, norm in metrics.items() if n.startswith("grad_norm_module/blocks.")]
+            assert len(of_modules) == 2 * len(KINDS)
+            assert math.sqrt(sum(norm**2 for norm in of_modules)) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+async def test_a_module_that_the_loss_does_not_depend_on_has_the_norm_zero(
+    spec: LearnerSpec, stage: int
+) -> None:
+    """A layer that is not connected has no gradient at all, and would be missing where it should alarm."""
+    async with running(changed(spec, learner={"zero_stage": stage})) as learner:
+        engine = learner.worker._engine
+        own = engine._tensors["default"]["blocks.1.ffn.2.lora_A"]
+        with engine._whole("default"):
+            engine.backward((3 * own).sum(), last=True)
+        norms = gradient_norms(engine)
+    found = {n: norm for n, norm in norms.items() if n.startswith("grad_norm_module/") and norm > 0}
+    assert found == {"grad_norm_module/blocks.1.ffn.2": 24.0}, "3 for each of 2 x 32 numbers"
+    assert norms["grad_norm_weakest/ffn.2"] == 0 and len(norms) == 2 * len(KINDS) + 2 * len(KINDS)
 
 
 def test_a_layer_that_is_dead_in_one_block_is_seen() -> None:
@@ -44,9 +63,13 @@ def test_a_layer_that_is_dead_in_one_block_is_seen() -> None:
         "blocks.1.self_attn.q.lora_A": torch.zeros(1, 2),
         "blocks.1.self_attn.q.lora_B": torch.zeros(1, 1),
         "blocks.10.ffn.0.lora_A": torch.tensor([[5.0, 12.0]]),
+        "blocks.10.ffn.0.lora_B": torch.zeros(()),
     }
     engine: Any = SimpleNamespace(gradients=gradients.items)
     assert gradient_norms(engine) == {
+        "grad_norm_module/blocks.0.self_attn.q": 5.0,
+        "grad_norm_module/blocks.1.self_attn.q": 0.0,
+        "grad_norm_module/blocks.10.ffn.0": 13.0,
         "grad_norm/self_attn.q": 5.0,
         "grad_norm/ffn.0": 13.0,
         "grad_norm_weakest/self_attn.q": 0.0,

@@ -47,6 +47,7 @@ def test_its_page_shows_the_whole_run_up_to_the_checkpoint(finished: RunDir, ste
     """Steps after the checkpoint are lost; shown beside those that replaced them, they are a zigzag."""
     run_dir, _ = continued(finished, step)
     assert [row["step"] for row in read_lines(run_dir.metrics)] == list(range(1, step + 1))
+    assert [row["step"] for row in read_lines(run_dir.gradients)] == list(range(1, step + 1))
     assert [alarm["guard"] for alarm in read_lines(run_dir.alarms)] == ["zero_groups"]
     phases = [line["phase"] for line in read_lines(run_dir.evaluations)]
     assert phases == ["before", "step-2"], "the last evaluation is another policy's, of the EMA"

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from astrolabe_ray.algorithms.advantages import group_advantages
 from astrolabe_ray.metrics.console import RunConsole
+from astrolabe_ray.metrics.module_gradients import module_line
 from astrolabe_ray.metrics.names import METRICS, metric
 from astrolabe_ray.metrics.recorder import RunRecorder, heldout_metrics
 from astrolabe_ray.report.run_dir import RunDir, read_json, read_lines
@@ -57,6 +58,27 @@ def test_every_step_is_a_line_that_any_program_can_read(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert [row["grad_norm"] for row in rows] == [0.5, 0.5, None]
     assert all(row["time"] > 1.7e9 for row in rows)
+
+
+def test_norms_of_modules_have_a_file_of_their_own(tmp_path: Path) -> None:
+    """300 curves in W&B and 300 gauges in Prometheus for each run."""
+    sink = Sink()
+    recorder, _ = new_recorder(tmp_path, sink)
+    for step in (1, 2, 3, 2):  # the learner was lost after step 3 and began again at step 1
+        recorder.step(step_row(step))
+    run_dir = RunDir(tmp_path)
+    assert read_lines(run_dir.gradients) == [
+        {"step": 1.0, "ffn.0": [0.0, 0.1235]},
+        {"step": 2.0, "ffn.0": [0.0, 0.2469]},
+    ]
+    told = [numbers for kind, _, numbers in sink.told if kind == "numbers"] + read_lines(run_dir.metrics)
+    assert len(told) == 5 and not any(name.startswith("grad_norm_") for row in told for name in row)
+
+
+def test_norms_of_modules_that_leave_a_block_out_are_refused() -> None:
+    """Every later block would stand one column to the left."""
+    with pytest.raises(ValueError, match=r"ffn\.0 has norms of blocks \[0, 2\] only"):
+        module_line({"grad_norm_module/blocks.0.ffn.0": 1.0, "grad_norm_module/blocks.2.ffn.0": 1.0})
 
 
 def test_a_second_recorder_of_the_same_folder_goes_on(tmp_path: Path) -> None:

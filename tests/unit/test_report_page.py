@@ -13,6 +13,7 @@ import pytest
 from astrolabe_ray.cli.report import report
 from astrolabe_ray.errors import ConfigError
 from astrolabe_ray.report.curves import reward_charts
+from astrolabe_ray.report.gradient_map import gradient_map
 from astrolabe_ray.report.page import build_report
 from astrolabe_ray.report.page_videos import video_pairs
 from astrolabe_ray.report.run_dir import RunDir
@@ -161,6 +162,25 @@ def test_every_reward_has_a_chart_with_training_and_held_out_curves(page: Page) 
     assert "grad_norm: 0.5 at 4" in titles and not any("grad_norm: nan" in title for title in titles)
 
 
+def test_every_module_of_the_adapter_has_a_cell_and_a_dead_one_another_colour(page: Page) -> None:
+    """A layer that is not connected, among 300 that are. Of 0.1235, 0.2469, none in step 3, and 0.4938."""
+    (section,) = (text for text in page.texts("section") if text.startswith("Gradients of the adapter"))
+    assert "ffn.0 of block 0: 0, median of steps 1 to 4" in section
+    assert "ffn.0 of block 1: 0.247, median of steps 1 to 4" in section
+    cells = [
+        a for a in page.attributes("rect") if (a["class"] or "").endswith("fill") and a["height"] == "20"
+    ]
+    assert [cell["class"] for cell in cells] == ["series-1 fill", "series-0 fill"]
+    assert cells[1]["fill-opacity"] == "1.00"
+
+
+@pytest.mark.parametrize(("norm", "opacity"), [(1.0, 1.0), (1e-2, 0.54), (1e-4, 0.08), (1e-9, 0.08)])
+def test_the_colour_is_even_in_the_logarithm(norm: float, opacity: float) -> None:
+    """Norms span decades: in a linear scale all but a few are white."""
+    svg = gradient_map([{"step": 1, "ffn.0": [1.0, norm]}])
+    assert [float(found) for found in re.findall(r'fill-opacity="([^"]*)"', svg)] == [1.0, opacity]
+
+
 def test_the_band_of_held_out_rewards_takes_the_videos_of_a_prompt_as_one_cluster() -> None:
     """A band half as wide as it should be, because four videos of one prompt pass for four witnesses."""
     scores = {"x": 0.0, "y": 1.0}  # all videos of a prompt alike: two witnesses, however many videos
@@ -198,7 +218,7 @@ def test_a_run_that_ended_before_its_first_step_has_a_page(tmp_path: Path) -> No
     page = Page(build_report(run_dir).read_text())
     assert "No videos were written." in page.texts("p")
     assert "config.json is missing." in page.texts("p")
-    assert len(page.texts("h2")) == 7
+    assert len(page.texts("h2")) == 8
 
 
 def test_the_command_writes_the_page_again_and_refuses_other_folders(

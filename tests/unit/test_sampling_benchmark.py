@@ -43,6 +43,17 @@ def test_copies_and_waits_are_counted() -> None:
     assert (counter.copied_bytes, counter.num_syncs) == (56, 1)
 
 
+def test_what_an_operation_consists_of_is_counted_in_inference_mode_too() -> None:
+    """The sampler runs in it: its copies and waits were not seen, and passed for none."""
+    with torch.inference_mode(), Counter() as counter:
+        x = torch.ones(2, 5)
+        x.T.reshape(10)  # 40 bytes
+        x.to(torch.float64)  # 80
+        x.T.contiguous()  # 40
+        x[0, 0].item()
+    assert (counter.copied_bytes, counter.num_syncs) == (160, 1)
+
+
 def test_reads_masks_and_blocking_copies_are_waits() -> None:
     """Only reads of one value were seen: a mask in the attention would have passed as free."""
     x = torch.arange(6.0)
@@ -83,7 +94,8 @@ def test_each_way_is_measured_without_the_cache_of_another() -> None:
         torch.zeros(500).add(1)  # two at a time, then none
         return torch.zeros(750)
 
-    speeds = measure({"ring": ring, "plain": plain}, 21, 2, 1, "cpu", drop_cache=ring.drop_cache)
+    weights, ways = list(model.parameters()), {"ring": ring, "plain": plain}
+    speeds = measure(ways, weights, 21, 2, 1, "cpu", drop_cache=ring.drop_cache)
     assert held[0] is not None, "while they are timed it stays"
     assert held[1:] == [None, None]
     assert speeds["plain"].peak_mb == 4e-3
