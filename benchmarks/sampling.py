@@ -190,15 +190,19 @@ class CompiledBlocks:
 
     def __enter__(self) -> None:
         for block, compiled in zip(self._blocks, self._compiled, strict=True):
-            block.steered = without_attention(compiled)
+            block.steered = without_attention(compiled, begins=block is self._blocks[0])
 
     def __exit__(self, *_: object) -> None:
         for block in self._blocks:
             del block.steered
 
 
-def without_attention(compiled: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def without_attention(compiled: Callable[..., Tensor], *, begins: bool) -> Callable[..., Tensor]:
+    """`begins`: the first block of a forward, up to which CUDA graphs keep the results of the one before."""
+
     def run(x_BTSD: Tensor, steering: Any, text: Any, attention: Attend) -> Tensor:
+        if begins:
+            torch.compiler.cudagraph_mark_step_begin()
         return compiled(x_BTSD, steering, text, torch.compiler.disable(attention))
 
     return run

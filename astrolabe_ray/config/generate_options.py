@@ -79,6 +79,8 @@ OTHER_NAMES = {
     "no-save-video": "no-save-videos",
     "checkpoint-path": "checkpoint",
     "context-noise": "context-timestep",
+    "denoising-step-list": "denoising-steps",
+    "warp-denoising-step": "warp",
 }
 """Names that other programs give to options of ours. `_` and `-` are the same in a name."""
 REFUSED = {
@@ -88,6 +90,8 @@ REFUSED = {
     "is-causal": "every model here is causal",
 }
 """Options of other programs that would change nothing, and why."""
+GROUP = "model_kwargs"
+"""Under which files of other programs have some of their options."""
 OTHER_DTYPES = {"bf16": "bfloat16", "no": "float32", "fp32": "float32"}
 ALTERNATIVES = {
     "prompt": ("prompt_file", "num_prompts"),
@@ -146,7 +150,10 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} holds no options; write one a line, for example seed: 3")
     known = GenerateOptions.model_fields
     options = {}
-    for written, value in content.items():
+    group = content.pop(GROUP, None) or {}
+    if not isinstance(group, dict):
+        raise ConfigError(f"{file}: {GROUP} holds no options; leave it out, or write one a line below it")
+    for written, value in (content | group).items():
         name = option_name(str(written)).replace("-", "_")
         if name not in known:
             meant = difflib.get_close_matches(name, known, n=1)
@@ -162,6 +169,8 @@ def _parsed(name: str, value: Any) -> Any:
     """
     if name in ("denoising_steps", "rewards") and isinstance(value, str):
         return _list(name, value)
+    if name == "rewards" and isinstance(value, Mapping):
+        raise ConfigError(f"rewards {dict(value)}: write a list of the keys, without weights")
     if name == "dtype" and isinstance(value, str):
         if value == "fp16":
             raise ConfigError("--dtype fp16 overflows in these models; use bfloat16 or float32")

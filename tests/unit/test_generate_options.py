@@ -112,6 +112,23 @@ def test_what_is_typed_counts_more_than_what_a_file_says(tmp_path: Path, suffix:
     )
 
 
+def test_options_in_a_group_of_another_program_are_read(tmp_path: Path) -> None:
+    """Its files would have to be written anew."""
+    file = tmp_path / "options.yaml"
+    file.write_text(
+        "prompt: a\ndenoising_step_list: [1000, 500]\nwarp_denoising_step: false\n"
+        "model_kwargs:\n  timestep_shift: 3.0\n  local_attn_size: 12\n  sink_size: 3\n"
+    )
+    assert generate_options({}, file) == GenerateOptions(
+        prompt="a",
+        denoising_steps=(1000, 500),
+        warp=False,
+        timestep_shift=3.0,
+        window_frames=12,
+        sink_frames=3,
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -119,6 +136,9 @@ def test_what_is_typed_counts_more_than_what_a_file_says(tmp_path: Path, suffix:
         ("guidance_scale: 3", "without guidance"),
         ("seed: [", "can't read the options"),
         ("- seed", "holds no options"),
+        ("model_kwargs: 3", "model_kwargs holds no options"),
+        ("model_kwargs: {is_causal: true}", "every model here is causal"),
+        ("reward_models: {video_hpsv3_local: 1}", "write a list of the keys, without weights"),
         ("seed: many", "seed = 'many': must be a whole number"),
     ],
 )
