@@ -294,7 +294,9 @@ def show(speeds: dict[str, Speed], title: str, difference: float) -> None:
             number = getattr(speed, row)
             cells += [f"{number:.1f}", f"{number / value:.2f}" if value else "-"]
         table.add_row(row, *cells)
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, 12 + 22 * len(speeds))  # no number is cut
+    console.print(table)
     typer.echo(f"largest difference between the latents of the ways: {difference:.1e}")
 
 
