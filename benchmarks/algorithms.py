@@ -4,10 +4,12 @@
     python -m benchmarks.algorithms --variants default,compat --seeds 0,1,2
     python -m benchmarks.algorithms --figure docs/images/staleness.svg --results results.jsonl
 
-`default`: on-policy. `compat`: `algorithm.compat=astrolabe`. `stale-4`: each group is sampled by the policy
-of four steps ago, no more and no less, and contrasted with that policy. `stale-4-newest`: contrasted with the
-newest behaviour policy instead, as if the learner kept no other. All variants see the same prompts and
-seeds. A run is one process without Ray; finished runs of `--results` are not repeated.
+`default`: on-policy. `one-timestep`: trained on one timestep per sample, as `compat` is, where the demo's
+recipe has two. `compat`: `algorithm.compat=astrolabe`; `compat-adam`: with the release's clipping of advantages
+and epsilon of Adam besides. `stale-4`: each group is sampled by the policy of four steps ago, no more and no
+less, and contrasted with that policy. `stale-4-newest`: contrasted with the newest behaviour policy instead, as
+if the learner kept no other. All variants see the same prompts and seeds. A run is one process without Ray;
+finished runs of `--results` are not repeated.
 """
 
 from __future__ import annotations
@@ -39,7 +41,14 @@ from learner.spec import LearnerSpec
 
 LAGS = (1, 2, 4, 8)
 NEWEST = "-newest"
-VARIANTS = ("default", *(f"stale-{lag}{rule}" for lag in LAGS for rule in ("", NEWEST)), "compat")
+CHANGES = {
+    "default": (),
+    "one-timestep": ("algorithm.timesteps_per_sample=1",),
+    "compat": ("algorithm.compat=astrolabe",),
+    "compat-adam": ("algorithm.compat=astrolabe", "algorithm.adv_clip_max=5", "learner.adam_eps=1e-8"),
+}
+"""What the variants that sample on-policy change in the demo's recipe."""
+VARIANTS = (*CHANGES, *(f"stale-{lag}{rule}" for lag in LAGS for rule in ("", NEWEST)))
 
 
 @dataclass(frozen=True)
@@ -127,11 +136,10 @@ def configured(variant: str, seed: int, num_steps: int, num_prompts: int) -> Run
     """The demo's run as `variant`. Raises typer.BadParameter for an unknown one."""
     if variant not in VARIANTS:
         raise typer.BadParameter(f"{variant!r} is none of {', '.join(VARIANTS)}")
-    lag = 0 if variant in ("default", "compat") else int(variant.removesuffix(NEWEST).removeprefix("stale-"))
+    lag = 0 if variant in CHANGES else int(variant.removesuffix(NEWEST).removeprefix("stale-"))
     overrides = [f"seed={seed}", f"rollout.max_policy_age={lag}", "evaluation.num_shown_videos=0"]
     overrides += [f"evaluation.num_prompts={num_prompts}"]
-    if variant == "compat":
-        overrides += ["algorithm.compat=astrolabe"]
+    overrides += CHANGES.get(variant, ())
     config = sprites(variant, num_steps=num_steps)
     return apply_overrides(config, with_compat(config, overrides))
 

@@ -21,13 +21,21 @@ def test_a_variant_is_the_default_but_for_what_it_is_named_after(variant: str) -
     config = configured(variant, 3, 5, 7)
     make_plan(config)
     assert (config.seed, config.num_steps, config.evaluation.num_prompts) == (3, 5, 7)
-    expected = {"default": 0, "compat": 0}.get(variant, int([*variant.split("-"), "0"][1]))
+    expected = int(variant.split("-")[1]) if variant.startswith("stale") else 0
     assert config.rollout.max_policy_age == expected
-    if variant != "compat":
-        default = configured("default", 3, 5, 7)
-        assert (config.algorithm, config.learner) == (default.algorithm, default.learner)
-    else:
+    default = configured("default", 3, 5, 7)
+    timesteps = 2 if variant == "one-timestep" else config.algorithm.timesteps_per_sample
+    if variant.startswith("compat"):
+        compat = configured("compat", 3, 5, 7)
         assert (config.algorithm.nft_beta, config.lora.dtype) == (0.1, "bfloat16")
+        assert (config.algorithm.adv_clip_max, config.learner.adam_eps) == (
+            (5, 1e-8) if variant == "compat-adam" else (2, 1e-5)
+        )
+        assert config.algorithm.timesteps_per_sample == compat.algorithm.timesteps_per_sample == 1
+    else:
+        algorithm = config.algorithm.model_copy(update={"timesteps_per_sample": timesteps})
+        assert (algorithm, config.learner) == (default.algorithm, default.learner)
+        assert (config.algorithm == default.algorithm) == (variant != "one-timestep")
 
 
 def test_an_unknown_variant_is_named() -> None:
