@@ -5,11 +5,11 @@
     python -m benchmarks.algorithms --figure docs/images/staleness.svg --results results.jsonl
 
 `default`: on-policy. `one-timestep`: trained on one timestep per sample, as `compat` is, where the demo's
-recipe has two. `compat`: `algorithm.compat=astrolabe`; `compat-adam`: with the release's clipping of advantages
-and epsilon of Adam besides. `stale-4`: each group is sampled by the policy of four steps ago, no more and no
-less, and contrasted with that policy. `stale-4-newest`: contrasted with the newest behaviour policy instead, as
-if the learner kept no other. All variants see the same prompts and seeds. A run is one process without Ray;
-finished runs of `--results` are not repeated.
+recipe has two. `compat`: `algorithm.compat=astrolabe`; `compat-adam`: with the release's clipping of
+advantages and epsilon of Adam besides. `stale-4`: each group is sampled by the policy of four steps ago, no
+more and no less, and contrasted with that policy. `stale-4-newest`: contrasted with the newest behaviour
+policy instead, as if the learner kept no other. All variants see the same prompts and seeds. A run is one
+process without Ray; finished runs of `--results` are not repeated.
 """
 
 from __future__ import annotations
