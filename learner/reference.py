@@ -54,7 +54,7 @@ class Reference:
             return {}
         before, algorithm = self._state, self._algorithm
         max_age = algorithm.reference_max_age
-        if algorithm.kl_rule == "release":
+        if algorithm.kl_rule == "release" and algorithm.kl_samples == "disagreeing":
             self._state, is_due = released_after_step(before, kl, max_age=max_age)
         else:
             self._state, is_due = after_step(

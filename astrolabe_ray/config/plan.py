@@ -254,6 +254,11 @@ def _shared_server_rules(rewards: Sequence[RewardConfig]) -> Iterator[str]:
 def _kl_rules(config: RunConfig) -> Iterator[str]:
     """Samples can only disagree between rewards, one of which is the main one."""
     algorithm, keys = config.algorithm, [reward.key for reward in config.rewards]
+    if algorithm.kl_reference == "lagging" and algorithm.kl_coef == 0:
+        yield (
+            "algorithm.kl_reference=lagging has no effect with algorithm.kl_coef 0. "
+            "Try --config.algorithm.kl_coef=0.0001 or --config.algorithm.kl_reference=start."
+        )
     if algorithm.kl_samples == "all":
         if algorithm.main_reward is not None:
             yield (

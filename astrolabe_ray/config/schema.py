@@ -53,7 +53,7 @@ class ModelConfig(Section):
     """Of the frozen base; LoRA, optimizer and EMA are float32 unless lora.dtype says otherwise."""
     attention: Literal["auto", "sdpa", "flash2", "flash3"] = "auto"
     """Attention kernel; auto: the fastest that the GPU, the dtype and the installation allow."""
-    prompt_cache: str | None = None
+    prompt_cache: str | None = Field(default=None, min_length=1)
     """Folder with text embeddings of prompts, which actors, ranks and later runs share; made where it is
     missing. None: each process encodes what it meets."""
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -26,6 +28,7 @@ MAX_PROMPTS = 20_000
 """Embeddings that a folder keeps, those used last: some 6 GB of full-size ones."""
 PRUNE_EVERY = 200  # embeddings written by one process
 DIGEST = "sha256"
+_OWN = re.compile(r"[0-9a-f]{64}\.(safetensors|[0-9a-f]{32}\.part)")
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +65,10 @@ class PromptCache:
         try:
             with safe_open(path, "pt") as file:
                 rows, digest = file.get_tensor("text"), (file.metadata() or {}).get(DIGEST)
-            os.utime(path)
         except (OSError, SafetensorError):
             return None
+        with suppress(OSError):  # read-only, or of another user
+            os.utime(path)
         return rows if _digest(_bytes(rows)) == digest else None
 
     def _write(self, path: Path, text_LD: Tensor) -> None:
@@ -72,21 +76,23 @@ class PromptCache:
             return
         filled = text_LD.ne(0).any(1).nonzero()
         rows = text_LD[: int(filled.max()) + 1 if len(filled) else 0].cpu().contiguous()
+        draft = path.with_suffix(f".{uuid.uuid4().hex}.part")  # others may write the same prompt
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            draft = path.with_suffix(f".{uuid.uuid4().hex}.part")  # others may write the same prompt
-            save_file({"text": rows}, draft, {DIGEST: _digest(_bytes(rows))})
+            draft.write_bytes(save({"text": rows}, {DIGEST: _digest(_bytes(rows))}))
             draft.replace(path)
             self._num_written += 1
             if self._num_written % PRUNE_EVERY == 0:
                 prune(self._folder, MAX_PROMPTS)
         except OSError as reason:
             self._is_usable = False
+            with suppress(OSError):
+                draft.unlink()
             logger.warning("text embeddings are not kept in %s, each process makes its own: %s", path, reason)
 
 
 def prune(folder: Path, max_files: int) -> None:
-    """Delete all but the `max_files` files of `folder` that were used last."""
+    """Delete all but the `max_files` embeddings in `folder` that were used last."""
     newest_first = sorted(_ages(folder), reverse=True)
     for _, path in newest_first[max_files:]:
         path.unlink(missing_ok=True)  # another process may have been faster
@@ -94,17 +100,16 @@ def prune(folder: Path, max_files: int) -> None:
 
 def _ages(folder: Path) -> Iterator[tuple[int, Path]]:
     for path in folder.iterdir():
-        try:
-            yield path.stat().st_mtime_ns, path
-        except FileNotFoundError:
-            continue
+        if _OWN.fullmatch(path.name):
+            with suppress(FileNotFoundError):
+                yield path.stat().st_mtime_ns, path
 
 
 def _identity(files: ModelFiles) -> str:
     """Of the files behind a text encoder, without reading 11 GB of them."""
     roots = (files.text_encoder, files.tokenizer)
     found = [path for root in roots for path in ([root] if root.is_file() else sorted(root.rglob("*")))]
-    stats = [(path.name, path.stat()) for path in found]
+    stats = [(path.name, path.stat()) for path in found if path.is_file()]
     return _digest(repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]).encode())
 
 

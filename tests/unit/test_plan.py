@@ -115,6 +115,10 @@ def test_the_demo_fits_two_cores() -> None:
             "kl_samples=disagreeing has no effect with algorithm.kl_coef 0. "
             "Try --config.algorithm.kl_coef=0.0001.",
         ),
+        (
+            ["algorithm.kl_reference=lagging", "algorithm.kl_coef=0"],
+            "kl_reference=lagging has no effect with algorithm.kl_coef 0.",
+        ),
         (["algorithm.window_start=3"], "Try --config.algorithm.train_window_frames=3."),
         (["algorithm.train_window_frames=4"], "Try --config.algorithm.train_window_frames=3 or 6."),
         (["algorithm.train_window_frames=12"], "Try --config.algorithm.train_window_frames=9."),

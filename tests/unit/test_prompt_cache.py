@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+import resource
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,17 +85,72 @@ def test_a_damaged_file_is_made_again(place: int, tmp_path: Path) -> None:
     assert again.num_encoded == 1
 
 
+@contextmanager
+def disk_full() -> Iterator[None]:
+    """No file may have more than 100 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(("name", "trouble"), [("file/folder", nullcontext), ("folder", disk_full)])
 def test_a_folder_that_can_not_be_used_is_told_of_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    trouble: Callable[[], AbstractContextManager[None]],
 ) -> None:
     """A full disk must not end a run, nor fill its log."""
     (tmp_path / "file").touch()
     counting = encoder()
-    encode = encoding(counting, tmp_path / "file" / "folder")
-    with caplog.at_level(logging.WARNING):
+    encode = encoding(counting, tmp_path / name)
+    with caplog.at_level(logging.WARNING), trouble():
         for prompt in PROMPTS:
             assert torch.equal(encode(prompt), TextEncoder.encode(counting, [prompt])[0])
     assert len(caplog.messages) == 1 and "text embeddings are not kept in" in caplog.messages[0]
+    assert not list(tmp_path.rglob("*.*")), "half of a file is left"
+
+
+def test_people_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of mode 0600, and files that one may read and not touch, were encoded again by everybody else."""
+    before = os.umask(0o022)
+    try:
+        encoding(encoder(), tmp_path)(PROMPTS[0])
+    finally:
+        os.umask(before)
+    (path,) = tmp_path.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o644
+
+    def refuse(_: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(prompt_cache.os, "utime", refuse)
+    counting = encoder()
+    encoding(counting, tmp_path)(PROMPTS[0])
+    assert counting.num_encoded == 0
+
+
+def test_what_lies_beside_the_embeddings_stays(tmp_path: Path) -> None:
+    """The folder may be one that holds other things, too."""
+    encoding(encoder(), tmp_path)(PROMPTS[0])
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "models").mkdir()
+    prompt_cache.prune(tmp_path, 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "notes.txt"]
+
+
+def test_a_link_to_nowhere_beside_the_text_encoder_is_no_part_of_it(tmp_path: Path) -> None:
+    """Such links lie in a folder of a model hub's downloads."""
+    folder = Path(shutil.copytree(FILES.text_encoder, tmp_path / "text_encoder"))
+    files = replace(FILES, text_encoder=folder)
+    counting = encoder()
+    prompt_encoder(counting, files, str(tmp_path / "texts"))(PROMPTS[0])
+    (folder / "README.md").symlink_to(tmp_path / "nowhere")
+    prompt_encoder(counting, files, str(tmp_path / "texts"))(PROMPTS[0])
+    assert counting.num_encoded == 1
 
 
 def test_the_folder_keeps_what_was_used_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

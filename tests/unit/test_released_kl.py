@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
 from astrolabe_ray.algorithms.lagging_reference import LaggingReference
 from astrolabe_ray.algorithms.released_kl import (
@@ -13,6 +17,8 @@ from astrolabe_ray.algorithms.released_kl import (
     released_selected,
 )
 from astrolabe_ray.algorithms.selective_kl import KlShare
+from astrolabe_ray.config.schema import AlgorithmConfig
+from learner.reference import Reference
 
 
 def test_ranks_count_from_the_best_and_ties_by_position() -> None:
@@ -53,3 +59,19 @@ def test_the_threshold_moves_by_the_releases_minimum_and_maximum(age, kl, thresh
     state, is_due = released_after_step(LaggingReference(threshold, age), kl, max_age=15)
     assert (state.threshold, state.age) == (pytest.approx(want[0]), want[1])
     assert is_due == (want[1] == 0)
+
+
+@pytest.mark.parametrize(
+    ("choice", "threshold"),
+    [
+        ({"kl_samples": "all", "kl_reference": "lagging"}, 0.16),
+        ({"kl_samples": "disagreeing", "main_reward": "a"}, 0.05),
+    ],
+)
+def test_the_released_threshold_is_for_the_selection_only(choice: dict[str, Any], threshold: float) -> None:
+    """`algorithm.compat` sets the rule in every run; the release had a moving reference for its selection."""
+    engine: Any = SimpleNamespace(write=lambda name, flat: None)
+    reference = Reference(engine, AlgorithmConfig(kl_rule="release", kl_coef=0.1, **choice))
+    for _ in range(2):
+        told = reference.after_step(10.0, torch.zeros(1))
+    assert told["kl/reference_threshold"] == pytest.approx(threshold)
