@@ -87,7 +87,8 @@ def export_checkpoint(run: Path, out: Path, *, step: str, weights: str, form: st
     rank, alpha = lora_size(chosen / "lora")
     lora = Lora(load_file(chosen / "adapters" / f"{WEIGHTS[weights]}.safetensors"), rank, alpha)
     if form == SEED_CHECKPOINT:
-        _write_seed_checkpoint(run, chosen, lora, out / chosen.name)
+        out = out / chosen.name
+        _write_seed_checkpoint(run, chosen, lora, out)
     else:
         out.mkdir(parents=True, exist_ok=True)
         write_lora(lora, out, formats[form])

@@ -155,7 +155,10 @@ def test_peft_and_diffusers_read_what_is_exported(run: Path, tmp_path: Path) -> 
 
 def test_an_adamw_in_bfloat16_goes_on_from_the_layout_of_the_first_release(run: Path, tmp_path: Path) -> None:
     """A moment that lands on another parameter is noise for a thousand steps, and nobody would see it."""
-    lines_of(checkpoints("export", run, tmp_path / "out", "--step", 2, "--format", "seed-checkpoint"))
+    (said,) = lines_of(
+        checkpoints("export", run, tmp_path / "out", "--step", 2, "--format", "seed-checkpoint")
+    )
+    assert said.startswith(f"{tmp_path / 'out' / 'checkpoint-2'}: ema weights of step 2")
     folder, ours = tmp_path / "out" / "checkpoint-2", run / "checkpoints" / "checkpoint-2"
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert files == ["lora/adapter_config.json", "lora/adapter_model.bin", "optimizer.pt", "scaler.pt"]
