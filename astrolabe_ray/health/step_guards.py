@@ -8,7 +8,7 @@ from statistics import fmean, median
 from astrolabe_ray.config.schema import HealthConfig
 from astrolabe_ray.health.readings import Reading
 
-MODULE_GRADIENT, ADAPTER_NORM = "grad_norm_weakest/", "adapter_norm/"
+WEAKEST_GRADIENT, ADAPTER_NORM = "grad_norm_weakest/", "adapter_norm/"
 MIN_MEDIAN_STEPS = 5
 """Gradient norms that a median needs before a norm is compared with it."""
 
@@ -58,10 +58,10 @@ def _gradient_readings(
     row: Mapping[str, float], limits: HealthConfig, recent: Sequence[float]
 ) -> list[Reading]:
     readings: list[Reading] = []
-    modules = {name: value for name, value in row.items() if name.startswith(MODULE_GRADIENT)}
+    modules = {name: value for name, value in row.items() if name.startswith(WEAKEST_GRADIENT)}
     if limits.min_module_gradient is not None and modules and row["grad_norm"] > 0:
         name = min(modules, key=lambda name: modules[name])
-        kind = name.removeprefix(MODULE_GRADIENT)
+        kind = name.removeprefix(WEAKEST_GRADIENT)
         what = f"gradient norm of {kind} in the block where it is smallest over that of the whole adapter"
         share, advice = (
             modules[name] / row["grad_norm"],
