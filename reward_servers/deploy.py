@@ -87,19 +87,21 @@ def ensure(specs: Sequence[ServerSpec], patience: Patience) -> None:
     """
     with _ray_failures_named():
         serve.start(http_options=HTTPOptions(location=ProxyLocation.Disabled))
-        with _deploy_lock(patience):
-            new = _deploy_missing(specs, patience)
+        new: Sequence[ServerSpec] = ()
         is_up = False
         try:
+            with _deploy_lock(patience):
+                new, wider = _deploy_missing(specs)
+                _await_bounds(wider, patience)
             wait_until_running(specs, patience)
             is_up = True
         finally:
-            if not is_up:
+            if new and not is_up:
                 _take_back([spec.app_name for spec in new])
 
 
-def _deploy_missing(specs: Sequence[ServerSpec], patience: Patience) -> list[ServerSpec]:
-    """The servers that were not there before."""
+def _deploy_missing(specs: Sequence[ServerSpec]) -> tuple[list[ServerSpec], list[ServerSpec]]:
+    """The servers that were not there before, and those that were and get wider bounds."""
     running = serve.status().applications
     for spec in specs:
         if spec.app_name in running and running[spec.app_name].status in BROKEN:
@@ -110,8 +112,7 @@ def _deploy_missing(specs: Sequence[ServerSpec], patience: Patience) -> list[Ser
     wider = [spec for spec in asked if spec]
     new = [spec for spec in specs if spec.app_name not in here]
     _deploy(new + wider)
-    _await_bounds(wider, patience)
-    return new
+    return new, wider
 
 
 def _take_back(names: Sequence[str]) -> None:

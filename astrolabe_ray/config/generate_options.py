@@ -153,13 +153,14 @@ def _read(file: Path) -> dict[str, Any]:
     group = content.pop(GROUP, None) or {}
     if not isinstance(group, dict):
         raise ConfigError(f"{file}: {GROUP} holds no options; leave it out, or write one a line below it")
-    for written, value in (content | group).items():
+    for written, value in (*content.items(), *group.items()):
         name = option_name(str(written)).replace("-", "_")
         if name not in known:
             meant = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean '{meant[0]}'?" if meant else f"there is {', '.join(known)}"
             raise ConfigError(f"{file}: there is no option '{written}'; {hint}")
-        options[name] = value
+        if options.setdefault(name, value) != value:
+            raise ConfigError(f"{file} has '{name}' twice: {options[name]} and {value}; leave one out")
     return options
 
 
@@ -175,6 +176,8 @@ def _parsed(name: str, value: Any) -> Any:
         if value == "fp16":
             raise ConfigError("--dtype fp16 overflows in these models; use bfloat16 or float32")
         return OTHER_DTYPES.get(value, value)
+    if name == "dtype" and value is False:  # what YAML makes of `no`
+        return OTHER_DTYPES["no"]
     if name == "window_frames" and value == "all":
         return ALL_FRAMES
     if name == "num_prompts" and str(value) == "-1":

@@ -27,6 +27,7 @@ from astrolabe_ray.models.text_encoder import TextEncoder, clean_prompt
 MAX_PROMPTS = 20_000
 """Embeddings that a folder keeps, those used last: some 6 GB of full-size ones."""
 PRUNE_EVERY = 200  # embeddings written by one process
+SAMPLE_BYTES = 2**20
 DIGEST = "sha256"
 _OWN = re.compile(r"[0-9a-f]{64}\.(safetensors|[0-9a-f]{32}\.part)")
 
@@ -82,7 +83,7 @@ class PromptCache:
             draft.write_bytes(save({"text": rows}, {DIGEST: _digest(_bytes(rows))}))
             draft.replace(path)
             self._num_written += 1
-            if self._num_written % PRUNE_EVERY == 0:
+            if self._num_written % PRUNE_EVERY == 1:  # the first one, too: many processes write but a few
                 prune(self._folder, MAX_PROMPTS)
         except OSError as reason:
             self._is_usable = False
@@ -95,7 +96,8 @@ def prune(folder: Path, max_files: int) -> None:
     """Delete all but the `max_files` embeddings in `folder` that were used last."""
     newest_first = sorted(_ages(folder), reverse=True)
     for _, path in newest_first[max_files:]:
-        path.unlink(missing_ok=True)  # another process may have been faster
+        with suppress(OSError):  # another process was faster, or the file is another user's
+            path.unlink()
 
 
 def _ages(folder: Path) -> Iterator[tuple[int, Path]]:
@@ -106,11 +108,23 @@ def _ages(folder: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _identity(files: ModelFiles) -> str:
-    """Of the files behind a text encoder, without reading 11 GB of them."""
+    """Of the files behind a text encoder, by their sizes, times and ends, without reading 11 GB of them."""
     roots = (files.text_encoder, files.tokenizer)
     found = [path for root in roots for path in ([root] if root.is_file() else sorted(root.rglob("*")))]
-    stats = [(path.name, path.stat()) for path in found if path.is_file()]
-    return _digest(repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]).encode())
+    told = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns, _ends(path))
+        for path in found
+        if path.is_file()
+    ]
+    return _digest(repr(told).encode())
+
+
+def _ends(path: Path) -> str:
+    """Of two models of one layout the last weights differ, even if somebody set their times alike."""
+    with path.open("rb") as file:
+        first = file.read(SAMPLE_BYTES)
+        file.seek(max(0, path.stat().st_size - SAMPLE_BYTES))
+        return _digest(first + file.read(SAMPLE_BYTES))
 
 
 def _bytes(rows: Tensor) -> bytes:

@@ -67,8 +67,8 @@ ALARM_NOTE = (
     "Signs that training did nothing, ran away or gamed its rewards; the limits are those of config.health."
 )
 GRADIENT_NOTE = (
-    "Norm of the gradient of every adapter module, before clipping. A module whose gradient is zero or not a "
-    "finite number stands out in the other colour: it does not learn. Point at one for its number."
+    "Norm of the gradient of every adapter module, before clipping. A module whose gradient was zero or not "
+    "finite in one of the last steps stands out in the other colour. Point at one for its numbers."
 )
 TIMELINE_NOTE = "Rollouts, scores and training overlap as far as the largest policy age allows."
 AGE_NOTE = "Policy age: steps between the policy that made a rollout and the policy that was trained on it."

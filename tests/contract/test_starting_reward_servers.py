@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -220,11 +221,49 @@ def test_who_waits_for_the_lock_can_be_stopped() -> None:
     assert time.monotonic() - began < 10
 
 
+def with_bounds(low: int, high: int) -> dict[str, Any]:
+    """The server as it runs, with these bounds."""
+    found = app("RUNNING", 7)
+    config = {"autoscaling_config": {"min_replicas": low, "max_replicas": high}}
+    config["ray_actor_options"] = {"runtime_env": {}}
+    found["deployments"]["RewardServer"] |= {"deployment_config": config, "target_num_replicas": 1}
+    return found
+
+
+def test_new_bounds_are_waited_for(script: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve takes them a moment later; whoever looks meanwhile would set the old ones again."""
+    monkeypatch.setattr(deploy, "POLL_EVERY_S", 0.01)
+    script(*[with_bounds(1, 1)] * 3, with_bounds(2, 2))
+    began = time.monotonic()
+    deploy._await_bounds([SPEC], Patience(60, 60))
+    assert time.monotonic() - began >= 0.03, "not at the first look"
+    monkeypatch.setattr(deploy, "BOUNDS_TIMEOUT_S", 0.05)
+    script(with_bounds(1, 1))
+    with pytest.raises(InfraFailure, match=f"has not taken the new bounds of {SPEC.app_name} within"):
+        deploy._await_bounds([SPEC], Patience(60, 60))
+
+
+def test_who_stops_while_bounds_are_waited_for_takes_back_what_is_new(
+    script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would find room later, and take it from others."""
+    taken_back: list[str] = []
+    new = replace(SPEC, num_cpus=9.0)
+    monkeypatch.setattr(deploy, "_deploy_missing", lambda specs: ([new], specs))
+    monkeypatch.setattr(deploy, "_take_back", taken_back.extend)
+    script(with_bounds(1, 1))
+    patience = Patience(60, 60)
+    patience.stop.set()
+    with lock_that_says(True), pytest.raises(InfraFailure, match="asked to stop"):
+        deploy.ensure([SPEC], patience)
+    assert taken_back == [new.app_name]
+
+
 def test_a_lock_that_is_not_given_back_does_not_undo_what_was_started(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, script: Callable[..., None]
 ) -> None:
     """The servers run; the lock's lease ends by itself."""
-    monkeypatch.setattr(deploy, "_deploy_missing", lambda specs, _: specs)
+    monkeypatch.setattr(deploy, "_deploy_missing", lambda specs: (specs, []))
     script(app("RUNNING", 7))
     with lock_that_says(True, rx.GetTimeoutError("30 s")):
         deploy.ensure([SPEC], Patience(60, 60))
@@ -238,11 +277,11 @@ def test_whoever_deploys_for_long_keeps_the_lock(
     monkeypatch.setattr(deploy, "LEASE_S", 0.8)
     lock, others = DeployLock(), []
 
-    def deploy_slowly(*_: object) -> list[ServerSpec]:
+    def deploy_slowly(_: object) -> tuple[list[ServerSpec], list[ServerSpec]]:
         for _ in range(20):
             time.sleep(0.1)
             others.append(lock.acquire("somebody else", 60))
-        return []
+        return [], []
 
     handle = Lock()
     handle.acquire = SimpleNamespace(remote=lock.acquire)

@@ -117,12 +117,14 @@ def test_options_in_a_group_of_another_program_are_read(tmp_path: Path) -> None:
     file = tmp_path / "options.yaml"
     file.write_text(
         "prompt: a\ndenoising_step_list: [1000, 500]\nwarp_denoising_step: false\n"
+        "mixed_precision: no\ntimestep_shift: 3.0\n"
         "model_kwargs:\n  timestep_shift: 3.0\n  local_attn_size: 12\n  sink_size: 3\n"
     )
     assert generate_options({}, file) == GenerateOptions(
         prompt="a",
         denoising_steps=(1000, 500),
         warp=False,
+        dtype="float32",
         timestep_shift=3.0,
         window_frames=12,
         sink_frames=3,
@@ -136,6 +138,7 @@ def test_options_in_a_group_of_another_program_are_read(tmp_path: Path) -> None:
         ("guidance_scale: 3", "without guidance"),
         ("seed: [", "can't read the options"),
         ("- seed", "holds no options"),
+        ("window_frames: 9\nmodel_kwargs: {local_attn_size: 12}", "'window_frames' twice: 9 and 12"),
         ("model_kwargs: 3", "model_kwargs holds no options"),
         ("model_kwargs: {is_causal: true}", "every model here is causal"),
         ("reward_models: {video_hpsv3_local: 1}", "write a list of the keys, without weights"),

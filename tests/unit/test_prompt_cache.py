@@ -142,6 +142,36 @@ def test_what_lies_beside_the_embeddings_stays(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "notes.txt"]
 
 
+def test_other_weights_with_the_times_of_the_first_are_others(tmp_path: Path) -> None:
+    """Archives with normalised times: a model would be trained with the texts of another one."""
+    folder = Path(shutil.copytree(FILES.text_encoder, tmp_path / "text_encoder"))
+    files, counting = replace(FILES, text_encoder=folder), encoder()
+    prompt_encoder(counting, files, str(tmp_path / "texts"))(PROMPTS[0])
+    (weights,) = folder.glob("*.safetensors")
+    stat, content = weights.stat(), bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    prompt_encoder(counting, files, str(tmp_path / "texts"))(PROMPTS[0])
+    assert counting.num_encoded == 2
+
+
+def test_files_that_may_not_be_deleted_leave_the_cache_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a folder of several people a file goes with its owner only."""
+
+    def refuse(_: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(prompt_cache, "MAX_PROMPTS", 0)
+    encode = encoding(encoder(), tmp_path)
+    for prompt in PROMPTS:
+        encode(prompt)
+    assert len(list(tmp_path.iterdir())) == 2 and not caplog.messages
+
+
 def test_a_link_to_nowhere_beside_the_text_encoder_is_no_part_of_it(tmp_path: Path) -> None:
     """Such links lie in a folder of a model hub's downloads."""
     folder = Path(shutil.copytree(FILES.text_encoder, tmp_path / "text_encoder"))
@@ -155,7 +185,7 @@ def test_a_link_to_nowhere_beside_the_text_encoder_is_no_part_of_it(tmp_path: Pa
 
 def test_the_folder_keeps_what_was_used_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run over a million prompts would fill the disk."""
-    monkeypatch.setattr(prompt_cache, "PRUNE_EVERY", 3)
+    monkeypatch.setattr(prompt_cache, "PRUNE_EVERY", 2)
     monkeypatch.setattr(prompt_cache, "MAX_PROMPTS", 2)
     encode = encoding(encoder(), tmp_path)
     encode("a star")
@@ -173,6 +203,18 @@ def test_the_folder_keeps_what_was_used_last(tmp_path: Path, monkeypatch: pytest
     assert counting.num_encoded == 0
     encode("a circle")
     assert counting.num_encoded == 1
+
+
+def test_many_processes_that_write_little_keep_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of them comes to the count after which it looks, and the folder would grow for ever."""
+    monkeypatch.setattr(prompt_cache, "MAX_PROMPTS", 2)
+    for colour in ("red", "green", "blue", "grey"):
+        encode = encoding(encoder(), tmp_path)
+        for shape in ("star", "circle"):
+            encode(f"a {colour} {shape}")
+    assert len(list(tmp_path.iterdir())) == 3, "two after the first prompt of the last one, and its second"
 
 
 def test_without_a_folder_each_process_encodes() -> None:

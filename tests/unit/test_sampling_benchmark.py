@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from actors.sampler import Sampler
 from astrolabe_ray.models.wan.context import ContextRule
 from benchmarks.plain_sampling import plain_sample
-from benchmarks.sampling import Counter, Ring, chosen_ways, measure
+from benchmarks.sampling import CompiledBlocks, Counter, Ring, chosen_ways, measure
 from tests.random_wan import prompts, random_model
 
 TIMESTEPS = (1000.0, 937.5, 625.0)
@@ -100,6 +100,19 @@ def test_each_way_is_measured_without_the_cache_of_another() -> None:
     assert held[1:] == [None, None]
     assert speeds["plain"].peak_mb == 4e-3
     assert speeds["ring"].peak_mb > 1e-2, "its cache and the weights that it reads"
+
+
+def test_cuda_graphs_are_told_once_a_forward_where_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a replay may overwrite what the blocks before it have just made."""
+    marks: list[None] = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(None))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    model, text = random_model(), prompts(1)
+    assert len(model.blocks) > 1
+    sampler = Sampler(model, RULES[1], TIMESTEPS, 0.0)
+    with CompiledBlocks(model, "reduce-overhead"):
+        list(sampler.sample(model.encode_text(text), (3,), 6, 4, 6))
+    assert len(marks) == 2 * len(TIMESTEPS) + 1, "two chunks, and the clean pass of the first"
 
 
 @pytest.mark.parametrize(("text", "name"), [("ring,nosuch", "nosuch"), ("", ""), ("plain,,ring", "")])
