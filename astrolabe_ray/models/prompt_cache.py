@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -64,13 +64,13 @@ class PromptCache:
     def _read(self, path: Path) -> Tensor | None:
         """The rows of a prompt's tokens; None where there are none, or other ones than were written."""
         try:
-            with safe_open(path, "pt") as file:
-                rows, digest = file.get_tensor("text"), (file.metadata() or {}).get(DIGEST)
-        except (OSError, SafetensorError):
+            kept = load(path.read_bytes())  # not mapped: on a shared disk others may delete it meanwhile
+            rows, digest = kept["text"], kept[DIGEST]
+        except (OSError, SafetensorError, KeyError):
             return None
         with suppress(OSError):  # read-only, or of another user
             os.utime(path)
-        return rows if _digest(_bytes(rows)) == digest else None
+        return rows if torch.equal(digest, _digest_row(rows)) else None
 
     def _write(self, path: Path, text_LD: Tensor) -> None:
         if not self._is_usable:
@@ -80,7 +80,7 @@ class PromptCache:
         draft = path.with_suffix(f".{uuid.uuid4().hex}.part")  # others may write the same prompt
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(save({"text": rows}, {DIGEST: _digest(_bytes(rows))}))
+            draft.write_bytes(save({"text": rows, DIGEST: _digest_row(rows)}))
             draft.replace(path)
             self._num_written += 1
             if self._num_written % PRUNE_EVERY == 1:  # the first one, too: many processes write but a few
@@ -127,8 +127,10 @@ def _ends(path: Path) -> str:
         return _digest(first + file.read(SAMPLE_BYTES))
 
 
-def _bytes(rows: Tensor) -> bytes:
-    return rows.contiguous().view(torch.uint8).numpy().tobytes()
+def _digest_row(rows: Tensor) -> Tensor:
+    """SHA-256 of the rows, their dtype and shape, as 32 bytes."""
+    content = repr((rows.dtype, rows.shape)).encode() + rows.contiguous().view(torch.uint8).numpy().tobytes()
+    return torch.tensor(list(hashlib.sha256(content).digest()), dtype=torch.uint8)
 
 
 def _digest(content: bytes) -> str:

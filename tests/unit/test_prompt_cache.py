@@ -71,14 +71,30 @@ def test_embeddings_of_another_encoder_are_not_taken(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 4
 
 
-@pytest.mark.parametrize("place", [-1, 3])
-def test_a_damaged_file_is_made_again(place: int, tmp_path: Path) -> None:
+def flipped(content: bytes, place: int) -> bytes:
+    damaged = bytearray(content)
+    damaged[place] ^= 1
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: flipped(content, -1),
+        lambda content: flipped(content, 3),
+        lambda content: content.replace(b'"F32"', b'"I32"'),
+        lambda content: content.replace(b'"sha256"', b'"sha255"'),
+        lambda content: content[:-1],
+        lambda content: b"",
+    ],
+)
+def test_a_damaged_file_is_made_again(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     """A flipped bit would train on another prompt without a word."""
     want = encoding(encoder(), tmp_path)(PROMPTS[0])
     (path,) = tmp_path.iterdir()
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
+    content = path.read_bytes()
+    path.write_bytes(damage(content))
+    assert path.read_bytes() != content
     again = encoder()
     for _ in range(2):
         assert torch.equal(encoding(again, tmp_path)(PROMPTS[0]), want)
