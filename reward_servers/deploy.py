@@ -91,7 +91,8 @@ def ensure(specs: Sequence[ServerSpec], patience: Patience) -> None:
         is_up = False
         try:
             with _deploy_lock(patience):
-                new, wider = _deploy_missing(specs)
+                new, wider = _to_deploy(specs)
+                _deploy([*new, *wider])
                 _await_bounds(wider, patience)
             wait_until_running(specs, patience)
             is_up = True
@@ -100,8 +101,8 @@ def ensure(specs: Sequence[ServerSpec], patience: Patience) -> None:
                 _take_back([spec.app_name for spec in new])
 
 
-def _deploy_missing(specs: Sequence[ServerSpec]) -> tuple[list[ServerSpec], list[ServerSpec]]:
-    """The servers that were not there before, and those that were and get wider bounds."""
+def _to_deploy(specs: Sequence[ServerSpec]) -> tuple[list[ServerSpec], list[ServerSpec]]:
+    """The servers that are not there, without the broken ones, which go, and those that need wider bounds."""
     running = serve.status().applications
     for spec in specs:
         if spec.app_name in running and running[spec.app_name].status in BROKEN:
@@ -111,7 +112,6 @@ def _deploy_missing(specs: Sequence[ServerSpec]) -> tuple[list[ServerSpec], list
     asked = [_widened(spec, here[spec.app_name]) for spec in specs if spec.app_name in here]
     wider = [spec for spec in asked if spec]
     new = [spec for spec in specs if spec.app_name not in here]
-    _deploy(new + wider)
     return new, wider
 
 

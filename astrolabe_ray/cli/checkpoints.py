@@ -35,16 +35,16 @@ ADAM_SETTINGS = ("lr", "adam_betas", "adam_eps", "weight_decay")
 
 def list_checkpoints(run: Path) -> None:
     """Print a line for each checkpoint. Raises ConfigError if there is none."""
-    found, rewards = _found(run), heldout_rewards(run)
+    found, rewards, weights = _found(run), heldout_rewards(run), evaluated_weights(run)
     best = best_step(found, rewards)
-    typer.echo(f"{'step':>8}  {'size':>8}  {'held-out reward':>15}  state")
+    typer.echo(f"{'step':>8}  {'size':>8}  {'held-out reward of':>18}  state")
     for path in found:
         step = step_of(path)
-        reward = f"{rewards[step]:.4f}" if step in rewards else "-"
+        reward = f"{rewards[step]:.4f} {weights[step]:>3}" if step in rewards else "-"
         wrong = what_is_wrong(path)
         state = "valid" if wrong is None else f"DAMAGED: {wrong}"
         marks = ", best" if step == best else ""
-        typer.echo(f"{step:>8}  {size(bytes_in(path)):>8}  {reward:>15}  {state}{marks}")
+        typer.echo(f"{step:>8}  {size(bytes_in(path)):>8}  {reward:>18}  {state}{marks}")
 
 
 def verify_checkpoints(run: Path) -> None:
@@ -149,6 +149,12 @@ def heldout_rewards(run: Path) -> dict[int, float]:
     return comparable_means(
         {line["step"]: {(r["prompt"], r["seed"]): r["total"] for r in line["records"]} for line in lines}
     )
+
+
+def evaluated_weights(run: Path) -> dict[int, str]:
+    """What to export of each evaluated step: after training it is the average, before that what samples."""
+    lines = read_lines(RunDir(run).evaluations)
+    return {line["step"]: "ema" if line["phase"] == "after" else "old" for line in lines}
 
 
 def _found(run: Path) -> list[Path]:

@@ -159,8 +159,12 @@ def _read(file: Path) -> dict[str, Any]:
             meant = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean '{meant[0]}'?" if meant else f"there is {', '.join(known)}"
             raise ConfigError(f"{file}: there is no option '{written}'; {hint}")
-        if options.setdefault(name, value) != value:
-            raise ConfigError(f"{file} has '{name}' twice: {options[name]} and {value}; leave one out")
+        earlier = options.get(name)
+        if value is None and earlier is not None:
+            continue
+        if earlier is not None and _parsed(name, earlier) != _parsed(name, value):
+            raise ConfigError(f"{file} has '{name}' twice: {earlier} and {value}; leave one out")
+        options[name] = value
     return options
 
 

@@ -120,11 +120,14 @@ def _identity(files: ModelFiles) -> str:
 
 
 def _ends(path: Path) -> str:
-    """Of two models of one layout the last weights differ, even if somebody set their times alike."""
-    with path.open("rb") as file:
-        first = file.read(SAMPLE_BYTES)
-        file.seek(max(0, path.stat().st_size - SAMPLE_BYTES))
-        return _digest(first + file.read(SAMPLE_BYTES))
+    """Tells most models of one layout apart whose times somebody set alike; empty for what can't be read."""
+    try:
+        with path.open("rb") as file:
+            first = file.read(SAMPLE_BYTES)
+            file.seek(max(0, path.stat().st_size - SAMPLE_BYTES))
+            return _digest(first + file.read(SAMPLE_BYTES))
+    except OSError:  # a lock or a note of somebody, beside the weights
+        return ""
 
 
 def _digest_row(rows: Tensor) -> Tensor:

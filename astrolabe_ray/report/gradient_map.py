@@ -17,8 +17,14 @@ LEFT, TOP, WIDTH, ROW = 110, 4, 960, 22
 
 
 def gradient_map(lines: Sequence[Json]) -> str:
-    """Medians of the last steps; `lines` are those of `gradients.jsonl`, of which there is at least one."""
-    lines = lines[-LAST_STEPS:]
+    """Medians of the last steps; `lines` are those of `gradients.jsonl`, of which there is at least one.
+
+    Steps in which no module has a norm above zero are left out if there are others: such a step, skipped
+    for a gradient that overflowed, says nothing of one module.
+    """
+    last = lines[-LAST_STEPS:]
+    lines = [line for line in last if _has_norms(line)] or last
+    left_out = f" without {len(last) - len(lines)} that had no gradients" if len(lines) < len(last) else ""
     kinds = [kind for kind in lines[-1] if kind != "step"]
     rows = {
         kind: [_Cell.of(norms) for norms in zip(*(line[kind] for line in lines), strict=True)]
@@ -32,9 +38,13 @@ def gradient_map(lines: Sequence[Json]) -> str:
     return (
         f'<div class="scroll wide"><svg viewBox="0 0 {WIDTH} {height}" role="img" '
         f'aria-label="gradient norm of each adapter module">{drawn}{_numbers(rows, height - 22)}'
-        f'<text x="{middle:.1f}" y="{bottom}" class="label middle">block; median of {steps}, '
+        f'<text x="{middle:.1f}" y="{bottom}" class="label middle">block; median of {steps}{left_out}, '
         f"strongest colour {top:.3g}, faintest {top / 10**DECADES:.1g} and less</text></svg></div>"
     )
+
+
+def _has_norms(line: Json) -> bool:
+    return any(norm for kind, norms in line.items() if kind != "step" for norm in norms)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = carry_on(config.model_copy(update={"evaluation": evaluation}))
     write_json(run_dir.config, config.model_dump(mode="json"))
     rows = (
-        {"step": step, "records": [{"prompt": "a", "seed": 1, "total": r}]} for step, r in REWARDS.items()
+        {
+            "step": step,
+            "phase": "after" if step == 3 else f"step-{step}",
+            "records": [{"prompt": "a", "seed": 1, "total": total}],
+        }
+        for step, total in REWARDS.items()
     )
     run_dir.evaluations.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return run_dir.path
@@ -76,10 +81,10 @@ def test_the_list_tells_what_is_sound_and_what_is_best(run: Path) -> None:
     """Whoever takes the newest may take a damaged one, or one that got worse."""
     damage(run, 3, "adapters/ema.safetensors")
     _, first, second, third = lines_of(checkpoints("list", run))
-    assert first.split()[0] == "1" and first.endswith("0.5000  valid")
-    assert second.split()[0] == "2" and second.endswith("0.8750  valid, best")
+    assert first.split()[0] == "1" and first.endswith("0.5000 old  valid")
+    assert second.split()[0] == "2" and second.endswith("0.8750 old  valid, best")
     assert third.split()[0] == "3"
-    assert third.endswith("0.2500  DAMAGED: adapters/ema.safetensors is not what was written")
+    assert third.endswith("0.2500 ema  DAMAGED: adapters/ema.safetensors is not what was written")
 
 
 def test_verify_names_every_damage_and_fails(run: Path) -> None:

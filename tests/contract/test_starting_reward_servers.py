@@ -243,27 +243,63 @@ def test_new_bounds_are_waited_for(script: Callable[..., None], monkeypatch: pyt
         deploy._await_bounds([SPEC], Patience(60, 60))
 
 
-def test_who_stops_while_bounds_are_waited_for_takes_back_what_is_new(
-    script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+def test_the_lock_is_given_back_when_serve_has_the_bounds_and_before_models_load(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It would find room later, and take it from others."""
+    """Before, others would widen the bounds of before; later, they would wait for minutes."""
+    events: list[str] = []
+
+    @contextlib.contextmanager
+    def lock(_: Patience) -> Iterator[None]:
+        events.append("lock")
+        yield
+        events.append("given back")
+
+    monkeypatch.setattr(deploy.serve, "start", lambda **_: None)
+    monkeypatch.setattr(deploy, "_deploy_lock", lock)
+    monkeypatch.setattr(deploy, "_to_deploy", lambda specs: ([], specs))
+    for name in ("_deploy", "_await_bounds", "wait_until_running"):
+        monkeypatch.setattr(deploy, name, lambda *_, name=name: events.append(name))
+    deploy.ensure([SPEC], Patience(60, 60))
+    assert events == ["lock", "_deploy", "_await_bounds", "given back", "wait_until_running"]
+
+
+@pytest.mark.parametrize("failing", ["_deploy", "_await_bounds", "wait_until_running"])
+def test_what_is_new_is_taken_back_wherever_the_start_ends(
+    failing: str, script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would find room later, and take it from others. Serve may have it before its answer is lost."""
     taken_back: list[str] = []
     new = replace(SPEC, num_cpus=9.0)
-    monkeypatch.setattr(deploy, "_deploy_missing", lambda specs: ([new], specs))
+
+    def fail(*_: object) -> None:
+        raise InfraFailure("asked to stop")
+
+    monkeypatch.setattr(deploy, "_to_deploy", lambda specs: ([new], specs))
+    monkeypatch.setattr(deploy, "_deploy", lambda specs: None)
     monkeypatch.setattr(deploy, "_take_back", taken_back.extend)
+    monkeypatch.setattr(deploy, failing, fail)
+    script(with_bounds(2, 2))
+    with lock_that_says(True), pytest.raises(InfraFailure, match="asked to stop"):
+        deploy.ensure([SPEC], Patience(60, 60))
+    assert taken_back == [new.app_name]
+
+
+def test_who_waits_for_new_bounds_can_be_stopped(script: Callable[..., None]) -> None:
+    """Serve may be busy for long."""
     script(with_bounds(1, 1))
     patience = Patience(60, 60)
     patience.stop.set()
-    with lock_that_says(True), pytest.raises(InfraFailure, match="asked to stop"):
-        deploy.ensure([SPEC], patience)
-    assert taken_back == [new.app_name]
+    with pytest.raises(InfraFailure, match="asked to stop"):
+        deploy._await_bounds([SPEC], patience)
 
 
 def test_a_lock_that_is_not_given_back_does_not_undo_what_was_started(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, script: Callable[..., None]
 ) -> None:
     """The servers run; the lock's lease ends by itself."""
-    monkeypatch.setattr(deploy, "_deploy_missing", lambda specs: (specs, []))
+    monkeypatch.setattr(deploy, "_to_deploy", lambda specs: (specs, []))
+    monkeypatch.setattr(deploy, "_deploy", lambda specs: None)
     script(app("RUNNING", 7))
     with lock_that_says(True, rx.GetTimeoutError("30 s")):
         deploy.ensure([SPEC], Patience(60, 60))
@@ -286,7 +322,7 @@ def test_whoever_deploys_for_long_keeps_the_lock(
     handle = Lock()
     handle.acquire = SimpleNamespace(remote=lock.acquire)
     handle.release = SimpleNamespace(remote=lock.release)
-    monkeypatch.setattr(deploy, "_deploy_missing", deploy_slowly)
+    monkeypatch.setattr(deploy, "_to_deploy", deploy_slowly)
     script(app("RUNNING", 7))
     with lock_that_says(True):
         deploy.ray.remote, deploy.ray.get = lambda **_: handle, lambda answer, timeout: answer

@@ -203,7 +203,7 @@ def test_a_server_that_is_starting_is_waited_for_and_one_without_room_is_taken_b
     """Serve waits for ever, and what waits takes the room of others as soon as there is some."""
     starting = ServerSpec.of(RewardConfig(key="image_quality", num_cpus=0.1))
     serve.start(http_options=HTTPOptions(location=ProxyLocation.Disabled))
-    deploy._deploy_missing([starting])
+    deploy._deploy([starting])
     assert [s.status for s in status() if s.name == starting.app_name] == ["DEPLOYING"]
     deploy.ensure([starting], Patience(60, 60))
     assert [s.status for s in status() if s.name == starting.app_name] == ["RUNNING"]

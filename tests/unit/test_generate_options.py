@@ -132,6 +132,24 @@ def test_options_in_a_group_of_another_program_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "name", "value"),
+    [
+        ("dtype: bf16\nmixed_precision: bfloat16", "dtype", "bfloat16"),
+        ("dtype: float32\nmixed_precision: no", "dtype", "float32"),
+        ("window_frames: all\nlocal_attn_size: -1", "window_frames", -1),
+        ("window_frames: 12\nmodel_kwargs: {local_attn_size: null}", "window_frames", 12),
+        ("window_frames: null\nmodel_kwargs: {local_attn_size: 12}", "window_frames", 12),
+        ("denoising_steps: '1000,500'\ndenoising_step_list: [1000, 500]", "denoising_steps", (1000, 500)),
+    ],
+)
+def test_one_value_under_two_names_is_one(tmp_path: Path, content: str, name: str, value: object) -> None:
+    """Written in the words of two programs."""
+    file = tmp_path / "options.yaml"
+    file.write_text(f"prompt: a\n{content}")
+    assert getattr(generate_options({}, file), name) == value
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         ("sed: 3", "no option 'sed'; did you mean 'seed'?"),
@@ -139,6 +157,7 @@ def test_options_in_a_group_of_another_program_are_read(tmp_path: Path) -> None:
         ("seed: [", "can't read the options"),
         ("- seed", "holds no options"),
         ("window_frames: 9\nmodel_kwargs: {local_attn_size: 12}", "'window_frames' twice: 9 and 12"),
+        ("timestep_shift: .nan", "timestep_shift"),
         ("model_kwargs: 3", "model_kwargs holds no options"),
         ("model_kwargs: {is_causal: true}", "every model here is causal"),
         ("reward_models: {video_hpsv3_local: 1}", "write a list of the keys, without weights"),

@@ -158,18 +158,42 @@ def test_what_lies_beside_the_embeddings_stays(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "notes.txt"]
 
 
-def test_other_weights_with_the_times_of_the_first_are_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [0, -1])
+def test_other_weights_with_the_times_of_the_first_are_others(
+    place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Archives with normalised times: a model would be trained with the texts of another one."""
+    monkeypatch.setattr(prompt_cache, "SAMPLE_BYTES", 16)
     folder = Path(shutil.copytree(FILES.text_encoder, tmp_path / "text_encoder"))
     files, counting = replace(FILES, text_encoder=folder), encoder()
     prompt_encoder(counting, files, str(tmp_path / "texts"))(PROMPTS[0])
     (weights,) = folder.glob("*.safetensors")
     stat, content = weights.stat(), bytearray(weights.read_bytes())
-    content[-1] ^= 1
+    content[place] ^= 1
     weights.write_bytes(content)
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     prompt_encoder(counting, files, str(tmp_path / "texts"))(PROMPTS[0])
     assert counting.num_encoded == 2
+
+
+def test_a_file_beside_the_weights_that_may_not_be_read_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Downloads leave locks of mode 0600."""
+    folder = Path(shutil.copytree(FILES.text_encoder, tmp_path / "text_encoder"))
+    (folder / "download.lock").touch()
+    opened = Path.open
+
+    def refuse(path: Path, mode: str = "r") -> object:
+        if path.suffix == ".lock":
+            raise PermissionError(path)
+        return opened(path, mode)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    counting, files = encoder(), replace(FILES, text_encoder=folder)
+    for _ in range(2):
+        prompt_encoder(counting, files, str(tmp_path / "texts"))(PROMPTS[0])
+    assert counting.num_encoded == 1
 
 
 def test_files_that_may_not_be_deleted_leave_the_cache_on(

@@ -165,12 +165,14 @@ def test_every_reward_has_a_chart_with_training_and_held_out_curves(page: Page) 
 def test_every_module_of_the_adapter_has_a_cell_and_a_dead_one_another_colour(page: Page) -> None:
     """A layer that is not connected, among 300 that are, or one that broke in the last steps."""
     (section,) = (text for text in page.texts("section") if text.startswith("Gradients of the adapter"))
-    assert "ffn.0 of block 0: median 0, zero in 4 of 4; steps 1 to 4" in section
-    assert "ffn.0 of block 1: median 0.247, not finite in 1 of 4; steps 1 to 4" in section
+    assert "ffn.0 of block 0: median 0, zero in 3 of 3; steps 1 to 4" in section
+    assert "ffn.0 of block 1: median 0.247; steps 1 to 4" in section
+    assert "median of steps 1 to 4 without 1 that had no gradients" in section
     cells = [
         a for a in page.attributes("rect") if (a["class"] or "").endswith("fill") and a["height"] == "20"
     ]
-    assert [cell["class"] for cell in cells] == ["series-1 fill", "series-1 fill"]
+    assert [cell["class"] for cell in cells] == ["series-1 fill", "series-0 fill"]
+    assert cells[1]["fill-opacity"] == "1.00"
 
 
 @pytest.mark.parametrize(
@@ -181,12 +183,28 @@ def test_every_module_of_the_adapter_has_a_cell_and_a_dead_one_another_colour(pa
         ([1.0] * 10 + [0.0] * 10, "median 0.5, zero in 10 of 20", "series-1"),
         ([5.0] + [1.0] * 20, "median 1", "series-0"),  # the last 20 count
         ([None, None], "not finite in 2 of 2", "series-1"),
+        ([0.0, None], "median 0, zero in 1 of 2, not finite in 1 of 2", "series-1"),
     ],
 )
 def test_a_cell_tells_the_last_steps(norms: list[float | None], told: str, colour: str) -> None:
     """A median alone hides what broke last; of an even count it lies between the middle two."""
-    svg = gradient_map([{"step": step, "ffn.0": [norm]} for step, norm in enumerate(norms)])
+    svg = gradient_map([{"step": step, "ffn.0": [norm, 1.0]} for step, norm in enumerate(norms)])
     assert f"ffn.0 of block 0: {told}; steps" in svg and f'class="{colour} fill"' in svg
+
+
+def test_a_run_without_any_gradient_is_shown_as_that() -> None:
+    svg = gradient_map([{"step": step, "ffn.0": [norm]} for step, norm in enumerate([None, 0.0])])
+    assert "ffn.0 of block 0: median 0, zero in 1 of 2, not finite in 1 of 2; steps 0 to 1" in svg
+
+
+@pytest.mark.parametrize("nothing", [None, 0.0])
+def test_a_step_without_gradients_hides_no_dead_module(nothing: float | None) -> None:
+    """One that overflowed and was skipped would paint all 300 in the other colour, for 20 steps."""
+    steps = [[nothing, nothing] if step == 1 else [0.0, 1.0] for step in range(4)]
+    svg = gradient_map([{"step": step, "ffn.0": norms} for step, norms in enumerate(steps)])
+    assert "ffn.0 of block 0: median 0, zero in 3 of 3; steps 0 to 3" in svg
+    assert "ffn.0 of block 1: median 1; steps 0 to 3" in svg
+    assert (svg.count('class="series-0 fill"'), svg.count('class="series-1 fill"')) == (1, 1)
 
 
 @pytest.mark.parametrize(("norm", "opacity"), [(1.0, 1.0), (1e-2, 0.54), (1e-4, 0.08), (1e-9, 0.08)])
