@@ -87,22 +87,17 @@ def ensure(specs: Sequence[ServerSpec], patience: Patience) -> None:
     """
     with _ray_failures_named():
         serve.start(http_options=HTTPOptions(location=ProxyLocation.Disabled))
-        new: Sequence[ServerSpec] = ()
-        is_up = False
-        try:
-            with _deploy_lock(patience):
-                new, wider = _to_deploy(specs)
+        with _deploy_lock(patience):
+            new, wider = _to_deploy(specs)
+            with _taken_back_on_failure(new):  # under the lock: after it these may be somebody else's
                 _deploy([*new, *wider])
                 _await_bounds(wider, patience)
+        with _taken_back_on_failure(new):
             wait_until_running(specs, patience)
-            is_up = True
-        finally:
-            if new and not is_up:
-                _take_back([spec.app_name for spec in new])
 
 
 def _to_deploy(specs: Sequence[ServerSpec]) -> tuple[list[ServerSpec], list[ServerSpec]]:
-    """The servers that are not there, without the broken ones, which go, and those that need wider bounds."""
+    """The servers that are not there, and those that need wider bounds. Broken ones are taken down first."""
     running = serve.status().applications
     for spec in specs:
         if spec.app_name in running and running[spec.app_name].status in BROKEN:
@@ -113,6 +108,16 @@ def _to_deploy(specs: Sequence[ServerSpec]) -> tuple[list[ServerSpec], list[Serv
     wider = [spec for spec in asked if spec]
     new = [spec for spec in specs if spec.app_name not in here]
     return new, wider
+
+
+@contextmanager
+def _taken_back_on_failure(specs: Sequence[ServerSpec]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if specs:
+            _take_back([spec.app_name for spec in specs])
+        raise
 
 
 def _take_back(names: Sequence[str]) -> None:

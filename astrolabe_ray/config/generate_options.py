@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,10 +163,17 @@ def _read(file: Path) -> dict[str, Any]:
         earlier = options.get(name)
         if value is None and earlier is not None:
             continue
-        if earlier is not None and _parsed(name, earlier) != _parsed(name, value):
+        if earlier is not None and not _is_same(name, earlier, value):
             raise ConfigError(f"{file} has '{name}' twice: {earlier} and {value}; leave one out")
         options[name] = value
     return options
+
+
+def _is_same(name: str, one: Any, other: Any) -> bool:
+    """Whether two ways to write an option mean the same; what can't be used is left to the check of all."""
+    with suppress(ConfigError):
+        one, other = _parsed(name, one), _parsed(name, other)
+    return one == other or str(one) == str(other)
 
 
 def _parsed(name: str, value: Any) -> Any:

@@ -19,19 +19,22 @@ LEFT, TOP, WIDTH, ROW = 110, 4, 960, 22
 def gradient_map(lines: Sequence[Json]) -> str:
     """Medians of the last steps; `lines` are those of `gradients.jsonl`, of which there is at least one.
 
-    Steps in which no module has a norm above zero are left out if there are others: such a step, skipped
-    for a gradient that overflowed, says nothing of one module.
+    Steps in which no module has a norm above zero are left out if they are fewer than the others: such a
+    step, skipped for a gradient that overflowed, says nothing of one module.
     """
     last = lines[-LAST_STEPS:]
-    lines = [line for line in last if _has_norms(line)] or last
-    left_out = f" without {len(last) - len(lines)} that had no gradients" if len(lines) < len(last) else ""
+    steps = f"steps {last[0]['step']:g} to {last[-1]['step']:g}"
+    telling = [line for line in last if _has_norms(line)]
+    num_left_out = len(last) - len(telling)
+    lines, left_out = telling, f" without {num_left_out} in which no norm was above 0" * (num_left_out > 0)
+    if num_left_out * 2 >= len(last):
+        lines, left_out = last, ""
     kinds = [kind for kind in lines[-1] if kind != "step"]
     rows = {
         kind: [_Cell.of(norms) for norms in zip(*(line[kind] for line in lines), strict=True)]
         for kind in kinds
     }
     top = max(cell.median for row in rows.values() for cell in row)
-    steps = f"steps {lines[0]['step']:g} to {lines[-1]['step']:g}"
     drawn = "".join(_row(i, kind, row, top, steps) for i, (kind, row) in enumerate(rows.items()))
     height = TOP + ROW * len(rows) + 34
     middle, bottom = (LEFT + WIDTH) / 2, height - 6

@@ -68,7 +68,8 @@ ALARM_NOTE = (
 )
 GRADIENT_NOTE = (
     "Norm of the gradient of every adapter module, before clipping. A module whose gradient was zero or not "
-    "finite in one of the last steps stands out in the other colour. Point at one for its numbers."
+    "finite in a step in which others had one stands out in the other colour, and so do all when half of the "
+    "last steps or more had none. Point at one for its numbers."
 )
 TIMELINE_NOTE = "Rollouts, scores and training overlap as far as the largest policy age allows."
 AGE_NOTE = "Policy age: steps between the policy that made a rollout and the policy that was trained on it."

@@ -137,6 +137,7 @@ def test_options_in_a_group_of_another_program_are_read(tmp_path: Path) -> None:
         ("dtype: bf16\nmixed_precision: bfloat16", "dtype", "bfloat16"),
         ("dtype: float32\nmixed_precision: no", "dtype", "float32"),
         ("window_frames: all\nlocal_attn_size: -1", "window_frames", -1),
+        ("window_frames: 12\nmodel_kwargs: {local_attn_size: '12'}", "window_frames", 12),
         ("window_frames: 12\nmodel_kwargs: {local_attn_size: null}", "window_frames", 12),
         ("window_frames: null\nmodel_kwargs: {local_attn_size: 12}", "window_frames", 12),
         ("denoising_steps: '1000,500'\ndenoising_step_list: [1000, 500]", "denoising_steps", (1000, 500)),
@@ -150,6 +151,21 @@ def test_one_value_under_two_names_is_one(tmp_path: Path, content: str, name: st
 
 
 @pytest.mark.parametrize(
+    ("content", "typed"),
+    [
+        ("dtype: fp16\nmixed_precision: fp16", {"dtype": "bfloat16"}),
+        ("rewards: {a: 1}\nreward_models: {a: 1}", {"rewards": "b"}),
+        ("denoising_steps: a,b\ndenoising_step_list: a,b", {"denoising_steps": "1000"}),
+    ],
+)
+def test_what_is_typed_counts_more_than_any_mistake_of_the_file(
+    tmp_path: Path, content: str, typed: dict[str, str]
+) -> None:
+    (tmp_path / "options.yaml").write_text(f"prompt: a\n{content}")
+    generate_options(typed, tmp_path / "options.yaml")
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         ("sed: 3", "no option 'sed'; did you mean 'seed'?"),
@@ -157,7 +173,9 @@ def test_one_value_under_two_names_is_one(tmp_path: Path, content: str, name: st
         ("seed: [", "can't read the options"),
         ("- seed", "holds no options"),
         ("window_frames: 9\nmodel_kwargs: {local_attn_size: 12}", "'window_frames' twice: 9 and 12"),
-        ("timestep_shift: .nan", "timestep_shift"),
+        ("timestep_shift: .nan", "must be a finite number"),
+        ("dtype: fp16\nmixed_precision: fp16", "overflows"),
+        ("dtype: fp16\nmixed_precision: bf16", "'dtype' twice: fp16 and bf16"),
         ("model_kwargs: 3", "model_kwargs holds no options"),
         ("model_kwargs: {is_causal: true}", "every model here is causal"),
         ("reward_models: {video_hpsv3_local: 1}", "write a list of the keys, without weights"),

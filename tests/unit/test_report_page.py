@@ -167,7 +167,7 @@ def test_every_module_of_the_adapter_has_a_cell_and_a_dead_one_another_colour(pa
     (section,) = (text for text in page.texts("section") if text.startswith("Gradients of the adapter"))
     assert "ffn.0 of block 0: median 0, zero in 3 of 3; steps 1 to 4" in section
     assert "ffn.0 of block 1: median 0.247; steps 1 to 4" in section
-    assert "median of steps 1 to 4 without 1 that had no gradients" in section
+    assert "median of steps 1 to 4 without 1 in which no norm was above 0" in section
     cells = [
         a for a in page.attributes("rect") if (a["class"] or "").endswith("fill") and a["height"] == "20"
     ]
@@ -198,13 +198,22 @@ def test_a_run_without_any_gradient_is_shown_as_that() -> None:
 
 
 @pytest.mark.parametrize("nothing", [None, 0.0])
-def test_a_step_without_gradients_hides_no_dead_module(nothing: float | None) -> None:
+@pytest.mark.parametrize("where", [0, 1, 3])
+def test_a_step_without_gradients_hides_no_dead_module(nothing: float | None, where: int) -> None:
     """One that overflowed and was skipped would paint all 300 in the other colour, for 20 steps."""
-    steps = [[nothing, nothing] if step == 1 else [0.0, 1.0] for step in range(4)]
+    steps = [[nothing, nothing] if step == where else [0.0, 1.0] for step in range(4)]
     svg = gradient_map([{"step": step, "ffn.0": norms} for step, norms in enumerate(steps)])
     assert "ffn.0 of block 0: median 0, zero in 3 of 3; steps 0 to 3" in svg
     assert "ffn.0 of block 1: median 1; steps 0 to 3" in svg
     assert (svg.count('class="series-0 fill"'), svg.count('class="series-1 fill"')) == (1, 1)
+    assert "median of steps 0 to 3 without 1 in which no norm was above 0" in svg
+
+
+def test_a_run_that_stopped_learning_looks_like_none_that_learns() -> None:
+    """Left out as skipped steps, they would leave a healthy map."""
+    norms = [1.0] * 10 + [0.0] * 10
+    svg = gradient_map([{"step": step, "ffn.0": [norm, norm]} for step, norm in enumerate(norms)])
+    assert svg.count('class="series-1 fill"') == 2 and "without" not in svg
 
 
 @pytest.mark.parametrize(("norm", "opacity"), [(1.0, 1.0), (1e-2, 0.54), (1e-4, 0.08), (1e-9, 0.08)])
